@@ -1,0 +1,99 @@
+"""Seam: a request on its way from HTTP or the engine's caller to the scheduler, and its answer.
+
+Upstream: ``TokenizerManager.generate_request`` sees the request body and the HTTP request;
+``update_request_meta_info`` fills the answer's ``meta_info``. Changed: SLO headers are read,
+checked and put into ``custom_params``; the scheduler's report is completed with the times the
+caller saw. Why no public seam serves: headers are dropped before the scheduler. An upstream
+request field for SLOs would make this module unnecessary.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Any
+
+from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
+from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
+
+from econoserve.patches.output_report import REPORT_KEY
+from econoserve.slo import attach_slo, complete_report
+
+KEPT_REPORTS = 10_000
+"""Reports of finished requests kept for ``/econoserve/requests/{id}``."""
+
+TARGETS: dict[str, dict[str, str]] = {
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager": {
+        "generate_request": "894e0b7b045095200ca7ab30150bdcc7ef605c759d5d487d95427c473cf61f0a",
+        "update_request_meta_info": "acccc58e0ca8eb2f63d2441f7c037919f17f91154903fd8686a5d46d6f7f5b8a",
+    },
+    "sglang.srt.entrypoints.engine": {
+        "init_tokenizer_manager": "60ae903ef4cd093ec1165e422219b9c0ba3a11853fd503a513d28071ad798707",
+    },
+}
+
+
+class EconoTokenizerManager(TokenizerManager):
+    """Upstream's tokenizer manager that takes SLOs in and reports on them.
+
+    Attributes:
+        reports: report by request id of the last finished requests, oldest first.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.reports: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        super().__init__(*args, **kwargs)
+
+    async def generate_request(
+        self, obj: GenerateReqInput | EmbeddingReqInput, request: Any = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Serve a request; see upstream.
+
+        Args:
+            obj: the request.
+            request: the HTTP request it came with, if any; its SLO headers are read.
+
+        Yields:
+            Outputs as upstream.
+
+        Raises:
+            ValueError: an SLO is not a positive number; becomes HTTP 400.
+        """
+        if isinstance(obj, GenerateReqInput):
+            headers = request.headers if request is not None else {}
+            obj.sampling_params = attach_slo(obj.sampling_params, headers)
+        async for output in super().generate_request(obj, request):
+            yield output
+
+    def update_request_meta_info(
+        self,
+        meta_info: dict,
+        state: ReqState,
+        customized_info: dict,
+        index: int,
+        finish_reason: dict | None,
+    ) -> None:
+        """Fill an answer's ``meta_info``; see upstream.
+
+        Args:
+            meta_info: filled in place; gets ``econoserve`` once the request has finished.
+            state: the request's state in this process.
+            customized_info: fields of the scheduler's message.
+            index: the request's position in that message.
+            finish_reason: why it finished, if it has.
+        """
+        others = {key: value for key, value in customized_info.items() if key != REPORT_KEY}
+        super().update_request_meta_info(meta_info, state, others, index, finish_reason)
+        reports = customized_info.get(REPORT_KEY)
+        if reports is None or not reports[index]:
+            return
+        stats = state.time_stats
+        now_s = time.perf_counter()
+        report = complete_report(
+            reports[index][-1],
+            first_token_s=(stats.first_token_time or now_s) - stats.created_time,
+            finished_s=now_s - stats.created_time,
+        )
+        meta_info[REPORT_KEY] = report
+        self.reports[meta_info["id"]] = report
+        while len(self.reports) > KEPT_REPORTS:
+            self.reports.popitem(last=False)

@@ -1,0 +1,54 @@
+"""``python -m econoserve.bench_offline_throughput``: SGLang's offline benchmark on our engine.
+
+Takes the flags of ``python -m sglang.benchmark.offline_throughput`` (the successor of
+``sglang.bench_offline_throughput``) and ``--econoserve-*``.
+"""
+
+import argparse
+import logging
+import sys
+from functools import partial
+
+from econoserve.launching import ensure_supported, parse, refuse
+from econoserve.runtime.support import Unsupported
+
+PROGRAM = "python -m econoserve.bench_offline_throughput"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the benchmark and print its result.
+
+    Args:
+        argv: command line; that of the process by default.
+
+    Raises:
+        SystemExit: the command line is refused (status 2), or help was asked for.
+    """
+    from sglang.benchmark import offline_throughput
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import ServerArgs
+
+    from econoserve.engine import Engine
+
+    load_plugins()
+    parser = argparse.ArgumentParser(prog=PROGRAM)
+    ServerArgs.add_cli_args(parser)
+    offline_throughput.BenchArgs.add_cli_args(parser)
+    config, rest = parse(sys.argv[1:] if argv is None else argv, parser)
+    arguments = parser.parse_args(rest)
+    if arguments.backend != "engine":
+        parser.error(f"--backend={arguments.backend}: EconoServe's benchmark runs on 'engine'")
+    server_args = ServerArgs.from_cli_args(arguments)
+    try:
+        ensure_supported(server_args, config)
+    except Unsupported as error:
+        refuse(PROGRAM, error)
+    logging.basicConfig(level=getattr(logging, server_args.log_level.upper()), format="%(message)s")
+    offline_throughput.Engine = partial(Engine.with_config, config)
+    offline_throughput.throughput_test(
+        server_args, offline_throughput.BenchArgs.from_cli_args(arguments)
+    )
+
+
+if __name__ == "__main__":
+    main()

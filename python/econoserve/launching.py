@@ -1,0 +1,145 @@
+"""What our entry points share: arguments for SGLang, and its processes with our scheduler.
+
+Owns the defaults that we add to SGLang's command line and how a launch is armed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from econoserve.config import RuntimeConfig, add_flags, split_arguments
+from econoserve.runtime.support import Unsupported, check_arguments, check_release
+
+DEMO_MODEL = "demo"
+"""``--model-path`` of the built-in demo model."""
+
+
+def model_path(name: str) -> str:
+    """Resolve a model's name, building the demo model if it is asked for.
+
+    Args:
+        name: what the user gave; ``demo`` is the built-in model unless such a path exists.
+
+    Returns:
+        A path or a hub name for SGLang.
+    """
+    if name != DEMO_MODEL or Path(name).exists():
+        return name
+    from econoserve import demo_model
+
+    return str(demo_model.ensure())
+
+
+def _value_index(argv: list[str], flags: tuple[str, ...]) -> tuple[int, str] | None:
+    for index, argument in enumerate(argv):
+        for flag in flags:
+            if argument == flag and index + 1 < len(argv):
+                return index + 1, argv[index + 1]
+            if argument.startswith(f"{flag}="):
+                return index, argument.removeprefix(f"{flag}=")
+    return None
+
+
+def _given(argv: list[str], flag: str) -> bool:
+    return any(arg == flag or arg.startswith(f"{flag}=") for arg in argv)
+
+
+def sglang_arguments(argv: list[str]) -> list[str]:
+    """Complete the part of a command line that goes to SGLang.
+
+    Args:
+        argv: the user's arguments without ours.
+
+    Returns:
+        The arguments with the demo model resolved and our defaults where the user is silent:
+        a token-level KV pool everywhere, FlashInfer's kernels on CUDA.
+    """
+    argv = list(argv)
+    found = _value_index(argv, ("--model-path", "--model"))
+    if found is not None and found[1] == DEMO_MODEL:
+        index, _ = found
+        prefix = argv[index].split("=")[0] + "=" if argv[index].startswith("--") else ""
+        argv[index] = prefix + model_path(DEMO_MODEL)
+        if not _given(argv, "--served-model-name"):
+            argv += ["--served-model-name", DEMO_MODEL]
+    if not _given(argv, "--page-size"):
+        argv += ["--page-size", "1"]
+    import torch
+
+    if torch.cuda.is_available() and not _given(argv, "--attention-backend"):
+        argv += ["--attention-backend", "flashinfer"]
+    return argv
+
+
+def parse(argv: list[str], parser: argparse.ArgumentParser) -> tuple[RuntimeConfig, list[str]]:
+    """Read a command line that mixes our flags with SGLang's.
+
+    Args:
+        argv: the arguments.
+        parser: knows all flags; prints the help.
+
+    Returns:
+        Our settings, and the arguments for SGLang.
+
+    Raises:
+        SystemExit: help was asked for, or a flag of ours is wrong.
+    """
+    add_flags(parser)
+    if any(argument in ("-h", "--help") for argument in argv):
+        parser.print_help()
+        sys.exit(0)
+    if _given(argv, "--config"):
+        from sglang.srt.utils.server_args_config_parser import ConfigArgumentMerger
+
+        argv = ConfigArgumentMerger(parser).merge_config_with_args(argv)
+    config, rest = split_arguments(argv, parser)
+    return config, sglang_arguments(rest)
+
+
+def ensure_supported(server_args: Any, config: RuntimeConfig) -> None:
+    """Refuse what we cannot serve, before any process is spawned.
+
+    Args:
+        server_args: SGLang's server arguments.
+        config: our settings.
+
+    Raises:
+        Unsupported: in one sentence that says what to drop.
+    """
+    from sglang.srt.arg_groups.overrides import resolving_view
+
+    check_release(config.allow_untested)
+    server_args.resolve_once()
+    check_arguments(resolving_view(server_args))
+
+
+def refuse(program: str, error: Unsupported) -> None:
+    """End the program with the reason of a refusal.
+
+    Args:
+        program: its name.
+        error: the reason.
+
+    Raises:
+        SystemExit: always, with status 2.
+    """
+    print(f"{program}: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def init_tokenizer_manager(server_args: Any, port_args: Any) -> Any:
+    """SGLang's ``init_tokenizer_manager`` with our tokenizer manager.
+
+    Args:
+        server_args: as upstream.
+        port_args: as upstream.
+
+    Returns:
+        As upstream: the tokenizer manager and the template manager.
+    """
+    from sglang.srt.entrypoints import engine
+
+    from econoserve.patches.request_intake import EconoTokenizerManager
+
+    return engine.init_tokenizer_manager(server_args, port_args, EconoTokenizerManager)

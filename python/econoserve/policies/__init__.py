@@ -1,0 +1,1 @@
+"""Scheduling policies on the core's interface, one file each."""

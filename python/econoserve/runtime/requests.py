@@ -1,0 +1,220 @@
+"""What the runtime remembers of each request: for the policy's task and for the report.
+
+Owns the records of live requests and the counters. It must not decide anything.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
+
+from econoserve.core.types import LengthPrediction, Slo, Task
+from econoserve.slo import slo_of
+
+
+@dataclass(slots=True)
+class Record:
+    """One live request; times in seconds on the scheduler's clock.
+
+    Attributes:
+        arrival_s: when the scheduler got it.
+        predicted_tokens: RL predicted on arrival.
+        slo: its objectives.
+        started_s: when its prompt was first in a forward pass.
+        parked_since_s: when its GT last began to wait with its KVC, if it does.
+        parked_s: time so waited, before ``parked_since_s``.
+        preemptions: times its KVC was taken back.
+        counted_tokens: output tokens the policy was told of.
+    """
+
+    arrival_s: float
+    predicted_tokens: int
+    slo: Slo
+    started_s: float | None = None
+    parked_since_s: float | None = None
+    parked_s: float = 0.0
+    preemptions: int = 0
+    counted_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start of the process.
+
+    Attributes:
+        parked: GTs that waited with their KVC at least one iteration.
+        resumed: GTs that joined the batch after that.
+        preempted: requests whose KVC was taken back by plan.
+        allocation_failures: requests that SGLang had to retract because the pool was full.
+        chunked: prompts that needed more than one forward pass.
+        mixed_batches: forward passes with decode and prompt tokens.
+        planning_errors: plans that raised.
+    """
+
+    parked: int = 0
+    resumed: int = 0
+    preempted: int = 0
+    allocation_failures: int = 0
+    chunked: int = 0
+    mixed_batches: int = 0
+    planning_errors: int = 0
+
+
+class Records:
+    """Records of the live requests, by request id."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, Record] = {}
+        self.counters = Counters()
+
+    def __contains__(self, rid: str) -> bool:
+        return rid in self._records
+
+    def __getitem__(self, rid: str) -> Record:
+        return self._records[rid]
+
+    def get(self, rid: str) -> Record | None:
+        """The record of a request.
+
+        Args:
+            rid: request id.
+
+        Returns:
+            The record, or ``None`` if the request is not live.
+        """
+        return self._records.get(rid)
+
+    def open(self, req: Req, now_s: float, prediction: LengthPrediction) -> Record:
+        """Start a record, or find the one of a request that returns after a preemption.
+
+        Args:
+            req: the request.
+            now_s: the time.
+            prediction: its predicted RL.
+
+        Returns:
+            The record.
+        """
+        record = self._records.get(req.rid)
+        if record is None:
+            slo = slo_of(req.sampling_params.custom_params)
+            record = self._records[req.rid] = Record(now_s, prediction.tokens, slo)
+        record.counted_tokens = len(req.output_ids)
+        return record
+
+    def close(self, rid: str) -> None:
+        """Forget a request.
+
+        Args:
+            rid: request id; unknown ids are ignored.
+        """
+        self._records.pop(rid, None)
+
+    def parked(self, rid: str, now_s: float) -> None:
+        """A GT began to wait with its KVC.
+
+        Args:
+            rid: request id.
+            now_s: the time.
+        """
+        self._records[rid].parked_since_s = now_s
+        self.counters.parked += 1
+
+    def unparked(self, rid: str, now_s: float) -> None:
+        """A GT no longer waits with its KVC.
+
+        Args:
+            rid: request id.
+            now_s: the time.
+        """
+        record = self._records[rid]
+        if record.parked_since_s is not None:
+            record.parked_s += now_s - record.parked_since_s
+            record.parked_since_s = None
+
+    def task(self, req: Req, prediction: LengthPrediction) -> Task:
+        """The policy's view of a request that is queued.
+
+        Args:
+            req: a request with a record.
+            prediction: its predicted RL.
+
+        Returns:
+            The task.
+        """
+        record = self._records[req.rid]
+        return Task(
+            rid=req.rid,
+            arrival_s=record.arrival_s,
+            prompt_tokens=len(req.origin_input_ids) + len(req.output_ids),
+            prediction=prediction,
+            slo=record.slo,
+            parkable=parkable(req),
+            generated_tokens=len(req.output_ids),
+        )
+
+    def report(self, req: Req, now_s: float) -> dict[str, Any]:
+        """What to tell the sender of a request that has finished.
+
+        Args:
+            req: the request.
+            now_s: the time.
+
+        Returns:
+            Plain values: tokens, milliseconds in the scheduler, preemptions, and the SLO.
+        """
+        record = self._records.get(req.rid)
+        if record is None:
+            record = Record(now_s, 0, Slo())
+        started_s = now_s if record.started_s is None else record.started_s
+        parked_s = record.parked_s
+        if record.parked_since_s is not None:
+            parked_s += now_s - record.parked_since_s
+        slo = {
+            name.removesuffix("_s") + "_ms": seconds * 1e3
+            for name, seconds in asdict(record.slo).items()
+            if seconds is not None
+        }
+        return {
+            "prompt_tokens": len(req.origin_input_ids),
+            "predicted_tokens": record.predicted_tokens,
+            "output_tokens": len(req.output_ids_through_stop),
+            "queue_ms": round((started_s - record.arrival_s) * 1e3, 3),
+            "parked_ms": round(parked_s * 1e3, 3),
+            "preemptions": record.preemptions,
+            "slo": slo or None,
+        }
+
+
+def parkable(req: Req) -> bool:
+    """Whether a GT may be taken out of the batch and rebuilt without changing its output.
+
+    SGLang's penalizers keep state in the batch that cannot be rebuilt from the request.
+
+    Args:
+        req: the request.
+
+    Returns:
+        ``False`` for requests with penalties or a minimum length.
+    """
+    params = req.sampling_params
+    return (
+        params.frequency_penalty == 0.0
+        and params.presence_penalty == 0.0
+        and params.repetition_penalty == 1.0
+        and params.min_new_tokens == 0
+    )
+
+
+def ended_by_itself(req: Req) -> bool:
+    """Whether a finished request's length says something about response lengths.
+
+    Args:
+        req: a finished request.
+
+    Returns:
+        ``False`` for aborts and for requests that asked for no response.
+    """
+    return (
+        not isinstance(req.finished_reason, FINISH_ABORT) and req.sampling_params.max_new_tokens > 1
+    )

@@ -1,0 +1,166 @@
+"""A slow, obvious machine that runs a policy: one token per decode, a pool of KVC, true lengths.
+
+It knows every response's true length; the policy only ever sees predictions.
+"""
+
+from dataclasses import dataclass, field
+
+from econoserve.core.types import (
+    IterationPlan,
+    Launch,
+    LengthPrediction,
+    Preemption,
+    Prefilled,
+    Slo,
+    Task,
+    View,
+)
+
+
+@dataclass
+class Request:
+    rid: str
+    arrival: int
+    prompt_tokens: int
+    true_tokens: int
+    prediction: LengthPrediction
+    slo: Slo = field(default_factory=Slo)
+    parkable: bool = True
+    prefilled: int = 0
+    held: int = 0
+    produced: int = 0
+    base: int = 0
+    state: str = "new"
+    preempted: int = 0
+
+    def task(self) -> Task:
+        return Task(
+            rid=self.rid,
+            arrival_s=self.arrival * ITERATION_S,
+            prompt_tokens=self.prompt_tokens + self.produced,
+            prediction=self.prediction,
+            slo=self.slo,
+            parkable=self.parkable,
+            generated_tokens=self.produced,
+        )
+
+
+ITERATION_S = 0.01
+
+
+class Machine:
+    """Runs a policy on requests; ``lag`` is 1 where results arrive one iteration late."""
+
+    def __init__(self, policy, requests, capacity, max_running=64, lag=1):
+        self.policy, self.capacity, self.max_running, self.lag = policy, capacity, max_running, lag
+        self.requests = {request.rid: request for request in requests}
+        self.iteration = 0
+        self.failures = 0
+        self.log: list[IterationPlan] = []
+        self.inflight: list[tuple[list[str], set[str]]] = []
+        self.finish_order: list[str] = []
+        self.peak = 0
+
+    def alive(self):
+        return [r for r in self.requests.values() if r.state != "done"]
+
+    def used(self):
+        return sum(r.held for r in self.requests.values())
+
+    def view(self):
+        holders = [r for r in self.requests.values() if r.held]
+        return View(
+            now_s=self.iteration * ITERATION_S,
+            capacity_tokens=self.capacity,
+            used_tokens=self.used(),
+            free_rows=256 - len(holders),
+            max_running=self.max_running,
+        )
+
+    def run(self, limit):
+        while self.alive():
+            assert self.iteration < limit, "the policy makes no progress"
+            self.step()
+        while self.inflight:
+            self.deliver()
+
+    def step(self):
+        for request in self.requests.values():
+            if request.state == "new" and request.arrival <= self.iteration:
+                request.state = "waiting"
+                self.policy.add(request.task())
+        plan = self.policy.plan(self.view())
+        assert plan == self.policy.plan(self.view()), "planning changed the policy"
+        self.log.append(plan)
+        for rid, how in plan.preempt:
+            assert how is Preemption.RECOMPUTE
+            self.preempt(rid)
+        for rid in plan.resume:
+            assert self.requests[rid].state == "ready"
+            self.requests[rid].state = "running"
+        decoding = [r for r in self.requests.values() if r.state == "running"]
+        assert len(decoding) <= self.max_running
+        for request in decoding:
+            request.held += 1
+        prefilled = self.prefill(plan)
+        self.peak = max(self.peak, self.used())
+        if self.used() > self.capacity:
+            self.failures += 1
+        self.policy.on_launch(
+            plan,
+            Launch(
+                prefilled=tuple(prefilled),
+                resumed=plan.resume,
+                decoded=tuple(r.rid for r in decoding),
+            ),
+        )
+        done_prompts = {part.rid for part in prefilled if part.done}
+        produced = [r.rid for r in decoding] + sorted(done_prompts)
+        self.inflight.append((produced, {r.rid for r in decoding}))
+        if len(self.inflight) > self.lag:
+            self.deliver()
+        self.iteration += 1
+
+    def prefill(self, plan):
+        parts, unfinished = [], 0
+        for rid, tokens in plan.prefill:
+            request = self.requests[rid]
+            assert request.state in ("waiting", "prefilling")
+            assert tokens >= 1
+            size = request.prompt_tokens + request.base
+            assert request.prefilled + tokens <= size
+            request.prefilled += tokens
+            request.held += tokens
+            done = request.prefilled == size
+            unfinished += not done
+            request.state = "ready" if done else "prefilling"
+            parts.append(Prefilled(rid, tokens, 0, done))
+        assert unfinished <= 1, "two prompts end unfinished in one iteration"
+        return parts
+
+    def preempt(self, rid):
+        request = self.requests[rid]
+        assert request.state in ("ready", "running")
+        request.preempted += 1
+        request.prefilled = request.held = 0
+        request.base = request.produced
+        request.state = "waiting"
+        for produced, _ in self.inflight:
+            if rid in produced:
+                produced.remove(rid)
+        self.policy.remove(rid)
+        self.policy.add(request.task())
+
+    def deliver(self):
+        produced, _ = self.inflight.pop(0)
+        for rid in produced:
+            request = self.requests[rid]
+            if request.state == "done":
+                continue
+            request.produced += 1
+            self.policy.on_tokens(rid, 1)
+            if request.produced >= request.true_tokens:
+                request.state = "done"
+                request.held = 0
+                self.finish_order.append(rid)
+                self.policy.remove(rid)

@@ -1,0 +1,77 @@
+"""Flags: defaults, refusals, and the way to the spawned processes."""
+
+import argparse
+import os
+from dataclasses import fields
+
+import pytest
+
+from econoserve.config import (
+    ARM_VARIABLE,
+    CONFIG_VARIABLE,
+    HELP,
+    RuntimeConfig,
+    add_flags,
+    armed,
+    flag_of,
+    is_armed,
+    split_arguments,
+)
+
+
+def split(*argv):
+    return split_arguments(list(argv), argparse.ArgumentParser(prog="serve"))
+
+
+def test_ours_are_taken_and_the_rest_is_left():
+    config, rest = split(
+        "--model-path", "m", "--econoserve-tfs", "64", "--port=1", "--econoserve-rl-quantile=0.5"
+    )
+    assert (config.tfs, config.rl_quantile) == (64, 0.5)
+    assert rest == ["--model-path", "m", "--port=1"]
+
+
+def test_every_setting_has_a_flag_and_a_help_text(capsys):
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    parser.print_help()
+    text = capsys.readouterr().out
+    for field in fields(RuntimeConfig):
+        assert flag_of(field.name) in text
+        assert HELP[field.name]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--econoserve-tsf", "5"], "did you mean --econoserve-tfs"),
+        (["--econoserve-tf=5"], "unknown flag --econoserve-tf"),
+        (["--econoserve-xyzzy", "5"], "known are --econoserve-tfs"),
+        (["--econoserve-tfs", "0"], "--econoserve-tfs=0: give 1 token or more"),
+        (["--econoserve-tfs", "many"], "--econoserve-tfs"),
+        (["--econoserve-kvc-reserve", "1.5"], "--econoserve-kvc-reserve=1.5: give a share"),
+        (["--econoserve-rl-quantile", "nan"], "--econoserve-rl-quantile=nan"),
+        (["--econoserve-length-order", "random"], "--econoserve-length-order"),
+    ],
+)
+def test_wrong_flags_and_values_are_refused_with_the_fix(argv, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        split(*argv)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_settings_reach_the_environment_and_leave_it():
+    before = dict(os.environ)
+    config = RuntimeConfig(tfs=7, length_order="longer")
+    with armed(config):
+        assert is_armed()
+        assert RuntimeConfig.from_environment() == config
+    assert dict(os.environ) == before
+    assert not is_armed() or before.get(ARM_VARIABLE) == "1"
+
+
+def test_a_broken_environment_is_refused(monkeypatch):
+    monkeypatch.setenv(CONFIG_VARIABLE, '{"nonsense": 1}')
+    with pytest.raises(ValueError, match=CONFIG_VARIABLE):
+        RuntimeConfig.from_environment()

@@ -1,0 +1,73 @@
+"""Dependencies point one way: the core imports nothing of ours above it, and no SGLang."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import econoserve
+
+PACKAGE = Path(econoserve.__file__).parent
+STANDARD = sys.stdlib_module_names
+PURE = {"numpy", "sortedcontainers"}
+SGLANG_LAYERS = {"runtime", "platform", "patches"}
+ENTRY_POINTS = {"engine", "launch_server", "launching", "bench_offline_throughput"}
+ALLOWED = {
+    "core": {"econoserve.core"},
+    "policies": {"econoserve.core"},
+    "prediction": {"econoserve.core"},
+}
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: use absolute imports"
+            yield node.module
+
+
+def modules(layer):
+    found = sorted((PACKAGE / layer).glob("*.py"))
+    assert found, layer
+    return found
+
+
+@pytest.mark.parametrize("layer", ALLOWED)
+def test_pure_layers_import_only_the_standard_library_and_the_core(layer):
+    for path in modules(layer):
+        for name in imported(path):
+            top = name.split(".")[0]
+            ours = any(name.startswith(prefix) for prefix in ALLOWED[layer])
+            assert ours or top in STANDARD or top in PURE, f"{path.name} imports {name}"
+
+
+def test_only_the_sglang_side_imports_sglang():
+    for path in PACKAGE.rglob("*.py"):
+        layer = path.relative_to(PACKAGE).parts[0]
+        if layer in SGLANG_LAYERS or path.stem in ENTRY_POINTS:
+            continue
+        tops = {name.split(".")[0] for name in imported(path)}
+        assert "sglang" not in tops, path
+
+
+def test_patches_do_not_depend_on_the_runtime():
+    import econoserve.patches
+
+    for path in Path(econoserve.patches.__file__).parent.glob("*.py"):
+        for name in imported(path):
+            assert not name.startswith(("econoserve.runtime", "econoserve.policies")), path
+
+
+def test_decisions_read_no_clock_and_no_randomness():
+    for layer in ALLOWED:
+        for path in modules(layer):
+            tops = {name.split(".")[0] for name in imported(path)}
+            assert not tops & {"time", "datetime", "random", "secrets", "uuid", "os"}, path
+
+
+def test_files_stay_short():
+    for path in PACKAGE.rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 400, path
