@@ -1,0 +1,38 @@
+"""Runs ``cases.py`` on stock SGLang once and on EconoServe per configuration."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).parent / "cases.py"
+
+
+def run_cases(system, folder, **options):
+    """Run all cases in a process of their own.
+
+    Returns:
+        The worker's result.
+    """
+    output = folder / f"{system}.json"
+    environment = {**os.environ, "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1"}
+    environment["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY"] = "1"
+    environment.pop("ECONOSERVE", None)
+    run = subprocess.run(
+        [sys.executable, str(WORKER), system, str(output), json.dumps(options)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert run.returncode == 0, f"{run.stdout[-2000:]}\n{run.stderr[-6000:]}"
+    return json.loads(output.read_text())
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory):
+    return run_cases("stock", tmp_path_factory.mktemp("stock"), max_total_tokens=16384)

@@ -1,0 +1,74 @@
+"""Greedy outputs equal stock SGLang's, whatever was parked, chunked, resumed or preempted."""
+
+import pytest
+from conftest import run_cases
+
+TIGHT = {
+    # So small that requests queue, are chunked, park and resume.
+    "max_total_tokens": 768,
+    "econoserve_tfs": 48,
+    "econoserve_parked_kvc": 0.5,
+    "econoserve_on_error": "crash",
+}
+WRONG = {
+    # Predictions far too short, nothing in reserve: promises run out and tasks are preempted.
+    **TIGHT,
+    "econoserve_rl_prior": 2,
+    "econoserve_rl_quantile": 0.02,
+    "econoserve_kvc_reserve": 0.0,
+}
+
+
+RUNS = {
+    "tight": TIGHT,
+    "wrong": WRONG,
+    "wrong_synchronous": {**WRONG, "disable_overlap_schedule": True},
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, tmp_path_factory):
+    result = run_cases("econoserve", tmp_path_factory.mktemp("run"), **RUNS[request.param])
+    return request.param, result
+
+
+def differences(left, right, skip):
+    return [
+        name
+        for name in left["outputs"]
+        if not name.startswith(skip) and left["outputs"][name] != right["outputs"][name]
+    ]
+
+
+def test_outputs_equal_stock_and_nothing_is_left(stock, run):
+    name, result = run
+    assert len(stock["outputs"]) >= 200
+    # SGLang forgets penalties when it computes a request again, stock or not.
+    skip = () if name == "tight" else ("penalty",)
+    assert differences(stock, result, skip) == []
+
+    state = result["state"]
+    for counter in ("chunked", "mixed_batches"):
+        assert state[f"total_{counter}"] > 0, state
+    if name == "tight":
+        assert min(state["total_parked"], state["total_resumed"]) > 0, state
+    else:
+        assert state["total_preempted"] > 0, state
+    for held in ("held_tokens", "promised_tokens", "claims", "waiting", "ready", "running"):
+        assert state[held] == 0, state
+    assert state["parked"] == 0
+    assert state["total_allocation_failures"] == 0
+    assert state["total_planning_errors"] == 0
+
+    assert len(result["reports"]) >= 200
+    for report in result["reports"]:
+        assert report["predicted_tokens"] >= 1
+        assert report["output_tokens"] >= 1
+        assert report["queue_ms"] >= 0
+    if name == "tight":
+        assert any(report["parked_ms"] > 0 for report in result["reports"])
+
+
+def test_stock_sglang_is_untouched_by_the_installed_package(stock):
+    assert stock["state"] is None
+    assert not any(stock["reports"])
