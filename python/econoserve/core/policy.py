@@ -6,6 +6,7 @@ of it. The books therefore follow what ran, even where the runner could not foll
 
 from typing import Protocol
 
+from econoserve.core.books import Books
 from econoserve.core.types import IterationPlan, Launch, Task, View
 
 
@@ -55,3 +56,34 @@ class Policy(Protocol):
         Args:
             rid: request id.
         """
+
+
+class BookedPolicy:
+    """A policy's bookkeeping; subclasses only decide, in ``plan``.
+
+    Args:
+        books: the live tasks and their claims.
+    """
+
+    def __init__(self, books: Books) -> None:
+        self.books = books
+        self.ledger = books.ledger
+
+    def add(self, task: Task) -> None:
+        """See ``Policy.add``."""
+        self.books.add(task)
+
+    def on_launch(self, plan: IterationPlan, launch: Launch) -> None:
+        """See ``Policy.on_launch``."""
+        for rid, tokens in plan.promises:
+            if rid in self.books:
+                self.ledger.promise(rid, tokens)
+        self.books.on_launch(launch)
+
+    def on_tokens(self, rid: str, tokens: int) -> None:
+        """See ``Policy.on_tokens``."""
+        self.books.on_tokens(rid, tokens)
+
+    def remove(self, rid: str) -> None:
+        """See ``Policy.remove``."""
+        self.books.remove(rid)
