@@ -23,6 +23,7 @@ RUNS = {
     "tight": TIGHT,
     "wrong": WRONG,
     "wrong_synchronous": {**WRONG, "disable_overlap_schedule": True},
+    "faulty_policy": {**TIGHT, "econoserve_on_error": "fallback", "fault": True},
 }
 
 
@@ -50,15 +51,18 @@ def test_outputs_equal_stock_and_nothing_is_left(stock, run):
     state = result["state"]
     for counter in ("chunked", "mixed_batches"):
         assert state[f"total_{counter}"] > 0, state
-    if name == "tight":
+    if name in ("tight", "faulty_policy"):
         assert min(state["total_parked"], state["total_resumed"]) > 0, state
     else:
         assert state["total_preempted"] > 0, state
     for held in ("held_tokens", "promised_tokens", "claims", "waiting", "ready", "running"):
         assert state[held] == 0, state
     assert state["parked"] == 0
-    assert state["total_allocation_failures"] == 0
-    assert state["total_planning_errors"] == 0
+    if name == "faulty_policy":
+        # Meanwhile SGLang decides, and its guess of what will fit may be wrong.
+        assert state["total_planning_errors"] > 0
+    else:
+        assert state["total_allocation_failures"] == state["total_planning_errors"] == 0
 
     assert len(result["reports"]) >= 200
     for report in result["reports"]:

@@ -119,11 +119,7 @@ class Books:
         if task.rid in self._tasks:
             raise ValueError(f"rid={task.rid!r} is being served already: give each request its own")
         if task.prompt_tokens + 1 > self.ledger.capacity_tokens:
-            raise NeverFits(
-                f"prompt_tokens={task.prompt_tokens} and one output token exceed the KV cache of "
-                f"{self.ledger.capacity_tokens} tokens: shorten the prompt or raise "
-                "--max-total-tokens"
-            )
+            raise NeverFits.of(task.prompt_tokens, self.ledger.capacity_tokens)
         self._arrivals += 1
         state = TaskState(task, self._arrivals, generated_tokens=task.generated_tokens)
         self._tasks[task.rid] = state

@@ -14,6 +14,22 @@ from enum import Enum
 class NeverFits(ValueError):
     """A task whose prompt is larger than the whole KVC; no schedule can serve it."""
 
+    @classmethod
+    def of(cls, prompt_tokens: int, capacity_tokens: int) -> "NeverFits":
+        """The error for a prompt.
+
+        Args:
+            prompt_tokens: its length.
+            capacity_tokens: size of the KVC.
+
+        Returns:
+            An error that names both and the fix.
+        """
+        return cls(
+            f"prompt_tokens={prompt_tokens} and one output token exceed the KV cache of "
+            f"{capacity_tokens} tokens: shorten the prompt or raise --max-total-tokens"
+        )
+
 
 class Preemption(Enum):
     """How a preempted task gives up the batch."""

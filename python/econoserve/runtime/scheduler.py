@@ -5,7 +5,6 @@ must not decide: what runs next is the policy's, how it runs is SGLang's.
 """
 
 import logging
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.managers.io_struct import GetInternalStateReq
 from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
 
-from econoserve.config import OnError, RuntimeConfig
+from econoserve.config import RuntimeConfig
 from econoserve.core.types import (
     CachedPrefix,
     IterationPlan,
@@ -26,9 +25,7 @@ from econoserve.patches.decode_batch import build_decode_batch, release_for_reco
 from econoserve.patches.output_report import ReportingStreamer
 from econoserve.patches.planned_prefill import PlannedOrder, PlannedPrefillAdder
 from econoserve.patches.scheduler_loop import ParkingScheduler
-from econoserve.policies.econoserve import EconoServe, EconoServeConfig, LengthOrder
-from econoserve.prediction.quantile import QuantilePredictor
-from econoserve.runtime.requests import Records, ended_by_itself
+from econoserve.runtime.host import PolicyHost
 from econoserve.runtime.support import Unsupported, check_arguments, check_pools, check_release
 
 logger = logging.getLogger(__name__)
@@ -45,8 +42,8 @@ class EconoScheduler(ParkingScheduler):
         check_arguments(resolving_view(self.server_args))
         for sentence in check_release(self.config.allow_untested):
             logger.warning("EconoServe runs on an untested SGLang: %s", sentence)
-        self.records = Records()
         self.active_plan: IterationPlan | None = None
+        self._preempting: frozenset[str] = frozenset()
         super().init_running_status()
 
     def init_chunked_prefill(self) -> None:
@@ -67,25 +64,11 @@ class EconoScheduler(ParkingScheduler):
             self.enable_priority_scheduling,
             self.schedule_low_priority_values_first,
         )
-        self.predictor = QuantilePredictor(
-            self.config.rl_quantile, prior_tokens=self.config.rl_prior
-        )
-        self.econoserve = self._new_policy()
-
-    def _new_policy(self) -> EconoServe:
-        config = self.config
         default_tfs = 512 if self.device == "cpu" else 2048
-        return EconoServe(
-            EconoServeConfig(
-                capacity_tokens=self.max_total_num_tokens,
-                tfs_tokens=min(config.tfs or default_tfs, self.chunked_prefill_size),
-                reserve_fraction=config.kvc_reserve,
-                parked_fraction=config.parked_kvc,
-                window_s=config.window_ms / 1e3,
-                best_effort_s=config.best_effort_ms / 1e3,
-                starvation_s=config.starvation_ms / 1e3,
-                length_order=LengthOrder(config.length_order),
-            )
+        self.host = PolicyHost(
+            self.config,
+            capacity_tokens=self.max_total_num_tokens,
+            tfs_tokens=min(self.config.tfs or default_tfs, self.chunked_prefill_size),
         )
 
     def get_prefill_adder_class(self) -> Any:
@@ -104,44 +87,26 @@ class EconoScheduler(ParkingScheduler):
         Returns:
             A class bound to this scheduler.
         """
-        report = staticmethod(lambda req: self.records.report(req, self.now_s))
+        report = staticmethod(lambda req: self.host.records.report(req, self.now_s))
         return type("EconoStreamer", (ReportingStreamer,), {"report": report})
 
     def refusal(self, req: Req) -> str | None:
         """See ``ParkingScheduler.refusal``."""
-        if req.beam_group is not None:
-            return "beam_width: beam search is not supported, set it to 1"
-        if req.rid in self.records:
-            return f"rid={req.rid!r} is being served already: give each request its own"
-        try:
-            prediction = self.predictor.predict(req.sampling_params.max_new_tokens)
-            self.records.open(req, self.now_s, prediction)
-        except ValueError as error:
-            return str(error)
-        return None
+        return self.host.refusal(req, self.now_s)
 
     def on_queued(self, req: Req) -> None:
         """See ``ParkingScheduler.on_queued``."""
-        record = self.records.get(req.rid)
+        record = self.host.records.get(req.rid)
         if record is not None and req.retraction_count > 0:
             record.preemptions += 1
             if req.rid not in self._preempting:
-                self.records.counters.allocation_failures += 1
-        self._add_task(req)
-
-    def _add_task(self, req: Req) -> None:
-        prediction = self.predictor.predict(req.sampling_params.max_new_tokens)
-        self.records.open(req, self.now_s, prediction)
-        self.econoserve.remove(req.rid)
-        self.econoserve.add(self.records.task(req, prediction))
+                self.host.counters.allocation_failures += 1
+        self.host.queue(req, self.now_s)
 
     def on_gone(self, req: Req) -> None:
         """See ``ParkingScheduler.on_gone``."""
         self.parked.pop(req.rid, None)
-        self.econoserve.remove(req.rid)
-        self.records.close(req.rid)
-
-    _preempting: frozenset[str] = frozenset()
+        self.host.forget(req.rid)
 
     def get_next_batch_to_run(
         self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
@@ -159,7 +124,7 @@ class EconoScheduler(ParkingScheduler):
         if self.grammar_manager.has_waiting_grammars():
             for req in self.grammar_manager.get_ready_grammar_requests():
                 self._add_request_to_queue(req)
-        plan = self._plan(running_batch)
+        plan = self._plan(running_batch, last_batch)
         followed = EMPTY_PLAN if plan is None else plan
         batches = [batch for batch in (running_batch, last_batch) if batch is not None]
         self._preempt(followed, batches)
@@ -194,7 +159,17 @@ class EconoScheduler(ParkingScheduler):
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         return super().get_new_batch_prefill(running_batch)
 
-    def _plan(self, running_batch: ScheduleBatch) -> IterationPlan | None:
+    def _plan(
+        self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
+    ) -> IterationPlan | None:
+        if self.host.needs_rebuild:
+            started = {req.rid: req for req in self.parked.values()}
+            for batch in (running_batch, last_batch):
+                for req in batch.reqs if batch is not None else ():
+                    if req is not self.chunked_req and req.kv.holds_kv and not req.finished():
+                        started[req.rid] = req
+            self.host.rebuild(self.waiting_queue, list(started.values()), self.chunked_req)
+            return None
         available = self.token_to_kv_pool_allocator.available_size()
         evictable = self.tree_cache.evictable_size()
         waiting = {req.rid: req for req in self.waiting_queue}
@@ -208,15 +183,7 @@ class EconoScheduler(ParkingScheduler):
             max_running=self.max_running_requests,
             cached_prefix=lambda rid: self._cached_prefix(waiting[rid]),
         )
-        try:
-            return self.econoserve.plan(view)
-        except Exception:
-            if self.config.on_error == OnError.CRASH.value:
-                raise
-            self.records.counters.planning_errors += 1
-            if self.records.counters.planning_errors == 1:
-                logger.exception("Planning failed; SGLang's own decision is used. State: %r", view)
-            return None
+        return self.host.plan(view)
 
     def _cached_prefix(self, req: Req) -> CachedPrefix:
         """Match a waiting prompt, and see what pinning the match would take from free KV."""
@@ -247,8 +214,8 @@ class EconoScheduler(ParkingScheduler):
     def _recompute(self, reqs: list[Req]) -> None:
         self._preempting = frozenset(req.rid for req in reqs)
         for req in reqs:
-            self.records.unparked(req.rid, self.now_s)
-            self.records.counters.preempted += 1
+            self.host.records.unparked(req.rid, self.now_s)
+            self.host.counters.preempted += 1
             release_for_recompute(self, req)
             self._add_request_to_queue(req, is_retracted=True)
         self._preempting = frozenset()
@@ -262,8 +229,8 @@ class EconoScheduler(ParkingScheduler):
         """Take the GTs to resume out of the parked ones; without a plan, all of them."""
         rids = list(self.parked) if plan is None else [r for r in plan.resume if r in self.parked]
         for rid in rids:
-            self.records.unparked(rid, self.now_s)
-        self.records.counters.resumed += len(rids)
+            self.host.records.unparked(rid, self.now_s)
+        self.host.counters.resumed += len(rids)
         return [self.parked.pop(rid) for rid in rids]
 
     def _park(self, plan: IterationPlan, last_batch: ScheduleBatch) -> None:
@@ -288,7 +255,7 @@ class EconoScheduler(ParkingScheduler):
         )
         for req in parked:
             self.parked[req.rid] = req
-            self.records.parked(req.rid, self.now_s)
+            self.host.records.parked(req.rid, self.now_s)
 
     def _report_launch(self, plan: IterationPlan, answer: NextBatchPlan) -> None:
         """Tell the policy what upstream really launched."""
@@ -300,24 +267,24 @@ class EconoScheduler(ParkingScheduler):
         elif batch is not None and batch.forward_mode.is_extend():
             decoding = batch.decoding_reqs or []
             mixed = len(decoding)
-            self.records.counters.mixed_batches += mixed > 0
+            self.host.counters.mixed_batches += mixed > 0
             prompts = batch.reqs[: len(batch.reqs) - mixed]
             for req, prefix, tokens in zip(
                 prompts, batch.prefix_lens, batch.extend_lens, strict=False
             ):
                 done = req is not self.chunked_req
                 prefilled.append(Prefilled(req.rid, tokens, prefix, done))
-                record = self.records.get(req.rid)
+                record = self.host.records.get(req.rid)
                 if record is not None and record.started_s is None:
                     record.started_s = self.now_s
-                    self.records.counters.chunked += not done
+                    self.host.counters.chunked += not done
         running = {req.rid: None for req in (*answer.running_batch.reqs, *decoding)}
         launch = Launch(
             prefilled=tuple(prefilled),
             resumed=tuple(running),
             decoded=tuple(req.rid for req in decoding),
         )
-        self.econoserve.on_launch(plan, launch)
+        self.host.launched(plan, launch)
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         """See upstream; also counts tokens and learns from finished responses.
@@ -327,18 +294,8 @@ class EconoScheduler(ParkingScheduler):
             result: what came of it.
         """
         super().process_batch_result(batch, result)
-        for req in batch.reqs:
-            record = self.records.get(req.rid)
-            if record is None:
-                continue
-            produced = len(req.output_ids) - record.counted_tokens
-            if produced > 0:
-                record.counted_tokens += produced
-                self.econoserve.on_tokens(req.rid, produced)
-            if req.finished():
-                if ended_by_itself(req):
-                    self.predictor.observe(len(req.output_ids_through_stop))
-                self.on_gone(req)
+        for req in self.host.results(batch.reqs):
+            self.on_gone(req)
 
     def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
         """See upstream; adds ``econoserve``: the ledger, the queues and the counters.
@@ -350,18 +307,5 @@ class EconoScheduler(ParkingScheduler):
             Upstream's answer with our part in ``internal_state``.
         """
         output = super().get_internal_state(recv_req)
-        books, ledger = self.econoserve.books, self.econoserve.ledger
-        output.internal_state["econoserve"] = {
-            "capacity_tokens": ledger.capacity_tokens,
-            "held_tokens": ledger.held_tokens,
-            "promised_tokens": ledger.promised_tokens,
-            "claims": len(ledger),
-            "waiting": len(books.waiting),
-            "prefilling": len(books.prefilling),
-            "ready": len(books.ready),
-            "running": len(books.running),
-            "parked": len(self.parked),
-            "tfs_tokens": self.econoserve.config.tfs_tokens,
-            **{f"total_{name}": value for name, value in asdict(self.records.counters).items()},
-        }
+        output.internal_state["econoserve"] = {**self.host.state(), "parked": len(self.parked)}
         return output
