@@ -16,7 +16,15 @@ from typing import Any
 TESTED_SGLANG = "0.5.23"
 """The release whose sources the fingerprints were taken from."""
 
-MODULES = ("decode_batch", "output_report", "planned_prefill", "request_intake", "scheduler_loop")
+MODULES = (
+    "decode_batch",
+    "offline_benchmark",
+    "output_report",
+    "planned_prefill",
+    "refused_streams",
+    "request_intake",
+    "scheduler_loop",
+)
 """The seams, as module names of this package."""
 
 

@@ -10,6 +10,7 @@ request field for SLOs would make this module unnecessary.
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Any
 
 from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
@@ -30,6 +31,13 @@ TARGETS: dict[str, dict[str, str]] = {
         "init_tokenizer_manager": "60ae903ef4cd093ec1165e422219b9c0ba3a11853fd503a513d28071ad798707",
     },
 }
+
+
+def _raise_refusal(output: dict[str, Any]) -> None:
+    """Upstream streams a refusal by the scheduler as an output; before any other it is an error."""
+    reason = output["meta_info"].get("finish_reason") or {}
+    if reason.get("type") == "abort" and reason.get("status_code") == HTTPStatus.BAD_REQUEST:
+        raise ValueError(reason["message"])
 
 
 class EconoTokenizerManager(TokenizerManager):
@@ -61,7 +69,11 @@ class EconoTokenizerManager(TokenizerManager):
         if isinstance(obj, GenerateReqInput):
             headers = request.headers if request is not None else {}
             obj.sampling_params = attach_slo(obj.sampling_params, headers)
+        started = False
         async for output in super().generate_request(obj, request):
+            if not started and isinstance(obj, GenerateReqInput) and obj.is_single:
+                _raise_refusal(output)
+            started = True
             yield output
 
     def update_request_meta_info(
@@ -92,6 +104,7 @@ class EconoTokenizerManager(TokenizerManager):
             reports[index][-1],
             first_token_s=(stats.first_token_time or now_s) - stats.created_time,
             finished_s=now_s - stats.created_time,
+            streamed=state.obj.stream,
         )
         meta_info[REPORT_KEY] = report
         self.reports[meta_info["id"]] = report

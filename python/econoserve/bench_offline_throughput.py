@@ -1,7 +1,8 @@
 """``python -m econoserve.bench_offline_throughput``: SGLang's offline benchmark on our engine.
 
 Takes the flags of ``python -m sglang.benchmark.offline_throughput`` (the successor of
-``sglang.bench_offline_throughput``) and ``--econoserve-*``.
+``sglang.bench_offline_throughput``) and ``--econoserve-*``; ``--dataset-name random-ids`` needs
+no download.
 """
 
 import argparse
@@ -24,16 +25,16 @@ def main(argv: list[str] | None = None) -> None:
     Raises:
         SystemExit: the command line is refused (status 2), or help was asked for.
     """
-    from sglang.benchmark import offline_throughput
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import ServerArgs
 
     from econoserve.engine import Engine
+    from econoserve.patches import offline_benchmark
 
     load_plugins()
     parser = argparse.ArgumentParser(prog=PROGRAM)
     ServerArgs.add_cli_args(parser)
-    offline_throughput.BenchArgs.add_cli_args(parser)
+    offline_benchmark.add_flags(parser)
     config, rest = parse(sys.argv[1:] if argv is None else argv, parser)
     arguments = parser.parse_args(rest)
     if arguments.backend != "engine":
@@ -44,10 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     except Unsupported as error:
         refuse(PROGRAM, error)
     logging.basicConfig(level=getattr(logging, server_args.log_level.upper()), format="%(message)s")
-    offline_throughput.Engine = partial(Engine.with_config, config)
-    offline_throughput.throughput_test(
-        server_args, offline_throughput.BenchArgs.from_cli_args(arguments)
-    )
+    offline_benchmark.run(partial(Engine.with_config, config), server_args, arguments)
 
 
 if __name__ == "__main__":

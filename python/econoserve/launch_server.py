@@ -6,6 +6,7 @@ Takes SGLang's flags and ``--econoserve-*``. Owns the server's extra route
 
 import argparse
 import os
+import signal
 import sys
 
 from econoserve.config import armed
@@ -56,10 +57,15 @@ def main(argv: list[str] | None = None) -> None:
         refuse(PROGRAM, error)
     from sglang.srt.entrypoints.http_server import launch_server
 
+    from econoserve.patches import refused_streams
+
     add_routes()
+    refused_streams.install()
     try:
         with armed(config):
             launch_server(server_args, init_tokenizer_manager_func=init_tokenizer_manager)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     finally:
         kill_process_tree(os.getpid(), include_parent=False)
 

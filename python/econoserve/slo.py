@@ -122,20 +122,26 @@ def slo_of(custom_params: Any) -> Slo:
 
 
 def complete_report(
-    report: dict[str, Any], first_token_s: float, finished_s: float
+    report: dict[str, Any], first_token_s: float, finished_s: float, streamed: bool
 ) -> dict[str, Any]:
     """Add what the caller saw to the scheduler's report, and judge the SLO.
 
     Args:
         report: the scheduler's part, with ``slo`` (milliseconds or ``None``) and
-            ``output_tokens``.
+            ``output_tokens``; its ``decode_ms``, first token to last, is used and left out.
         first_token_s: arrival to first token.
         finished_s: arrival to last token.
+        streamed: whether the caller saw tokens as they came; if not, the scheduler knows when
+            the first was there.
 
     Returns:
         A new report with ``ttft_ms``, ``tpot_ms`` (``None`` for a single token), ``e2e_ms`` and
         ``slo_met`` (``None`` without an SLO).
     """
+    report = dict(report)
+    decode_s = report.pop("decode_ms") / 1e3
+    if not streamed:
+        first_token_s = finished_s - decode_s
     decoded = report["output_tokens"] - 1
     seen = {
         "ttft_ms": first_token_s * 1e3,

@@ -54,14 +54,34 @@ def test_unknown_fields_are_refused(fields):
     ],
 )
 def test_the_report_judges_the_slo(slo, met):
-    report = complete_report({"output_tokens": 5, "slo": slo}, first_token_s=0.1, finished_s=0.2)
+    report = complete_report(
+        {"output_tokens": 5, "slo": slo, "decode_ms": 7.0},
+        first_token_s=0.1,
+        finished_s=0.2,
+        streamed=True,
+    )
     assert (report["ttft_ms"], report["tpot_ms"], report["e2e_ms"]) == (100.0, 25.0, 200.0)
     assert report["slo_met"] is met
 
 
 def test_a_single_token_has_no_time_per_token_and_cannot_miss_it():
     report = complete_report(
-        {"output_tokens": 1, "slo": {"tpot_ms": 1.0}}, first_token_s=0.1, finished_s=0.1
+        {"output_tokens": 1, "slo": {"tpot_ms": 1.0}, "decode_ms": 0.0},
+        first_token_s=0.1,
+        finished_s=0.1,
+        streamed=True,
     )
     assert report["tpot_ms"] is None
     assert report["slo_met"] is True
+
+
+def test_without_streaming_the_scheduler_says_when_the_first_token_was_there():
+    report = complete_report(
+        {"output_tokens": 5, "slo": {"ttft_ms": 150.0}, "decode_ms": 80.0},
+        first_token_s=0.2,
+        finished_s=0.2,
+        streamed=False,
+    )
+    assert (report["ttft_ms"], report["tpot_ms"]) == (pytest.approx(120.0), pytest.approx(20.0))
+    assert report["slo_met"] is True
+    assert "decode_ms" not in report

@@ -131,11 +131,12 @@ class PolicyHost:
         with self._tracking(launch):
             self._policy.on_launch(plan, launch)
 
-    def results(self, reqs: Iterable[Req]) -> list[Req]:
+    def results(self, reqs: Iterable[Req], now_s: float) -> list[Req]:
         """Count the tokens that came back and learn from responses that ended.
 
         Args:
             reqs: requests whose results were processed.
+            now_s: the time.
 
         Returns:
             Those that have finished and are known; the caller forgets them.
@@ -148,6 +149,8 @@ class PolicyHost:
             produced = len(req.output_ids) - record.counted_tokens
             if produced > 0:
                 record.counted_tokens += produced
+                if record.first_token_s is None:
+                    record.first_token_s = now_s
                 with self._tracking():
                     self._policy.on_tokens(req.rid, produced)
             if req.finished():

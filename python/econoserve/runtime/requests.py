@@ -25,6 +25,7 @@ class Record:
         parked_s: time so waited, before ``parked_since_s``.
         preemptions: times its KVC was taken back.
         counted_tokens: output tokens the policy was told of.
+        first_token_s: when its first token came back.
     """
 
     arrival_s: float
@@ -35,6 +36,7 @@ class Record:
     parked_s: float = 0.0
     preemptions: int = 0
     counted_tokens: int = 0
+    first_token_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -170,6 +172,7 @@ class Records:
         parked_s = record.parked_s
         if record.parked_since_s is not None:
             parked_s += now_s - record.parked_since_s
+        decode_s = 0.0 if record.first_token_s is None else now_s - record.first_token_s
         slo = {
             name.removesuffix("_s") + "_ms": seconds * 1e3
             for name, seconds in asdict(record.slo).items()
@@ -182,6 +185,7 @@ class Records:
             "queue_ms": round((started_s - record.arrival_s) * 1e3, 3),
             "parked_ms": round(parked_s * 1e3, 3),
             "preemptions": record.preemptions,
+            "decode_ms": decode_s * 1e3,
             "slo": slo or None,
         }
 

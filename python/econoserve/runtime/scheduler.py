@@ -294,7 +294,7 @@ class EconoScheduler(ParkingScheduler):
             result: what came of it.
         """
         super().process_batch_result(batch, result)
-        for req in self.host.results(batch.reqs):
+        for req in self.host.results(batch.reqs, self.now_s):
             self.on_gone(req)
 
     def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
