@@ -36,7 +36,7 @@ class RuntimeConfig:
     """
 
     tfs: int | None = None
-    rl_quantile: float = 0.8
+    rl_quantile: float = 0.5
     rl_prior: int = 256
     kvc_reserve: float = 0.02
     parked_kvc: float = 0.2
@@ -92,7 +92,7 @@ HELP = {
     "tfs": "Target forward size: decode and prompt tokens in one forward pass. Default: 512 on a "
     "CPU, 2048 elsewhere, and at most --chunked-prefill-size.",
     "rl_quantile": "Quantile of recent response lengths that a request's KV claim covers.",
-    "rl_prior": "Response length in tokens assumed until the first response has ended.",
+    "rl_prior": "Mean response length in tokens assumed until responses have ended.",
     "kvc_reserve": "Share of the KV cache kept for responses that outlive their prediction.",
     "parked_kvc": "Share of the KV cache that prompts may hold while their response does not fit.",
     "window_ms": "Deadlines closer than this count as equally urgent.",

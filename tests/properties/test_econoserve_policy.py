@@ -32,7 +32,6 @@ def workloads(draw, predictions="exact"):
                 tuple(quantiles),
                 level=draw(st.sampled_from((0.3, 0.8, 1.0))),
                 cap_tokens=CAPACITY - prompt - 1,
-                prior_tokens=draw(st.integers(1, 60)),
             )
         slo = draw(st.sampled_from((Slo(), Slo(ttft_s=0.2), Slo(e2e_s=1.0), Slo(tpot_s=0.02))))
         requests.append(

@@ -60,17 +60,14 @@ class LengthPrediction:
     """A predicted response-length distribution; the only way a length enters the scheduler.
 
     Attributes:
-        quantiles_tokens: ascending RL at evenly spaced probability levels; empty when nothing
-            is known but the cap.
+        quantiles_tokens: ascending RL at evenly spaced probability levels.
         level: the probability that a claim is meant to cover, in (0, 1].
         cap_tokens: the request's limit on output tokens; no prediction exceeds it.
-        prior_tokens: what to assume while ``quantiles_tokens`` is empty.
     """
 
     quantiles_tokens: tuple[int, ...]
     level: float
     cap_tokens: int
-    prior_tokens: int = 256
 
     @property
     def tokens(self) -> int:
@@ -95,8 +92,6 @@ class LengthPrediction:
         if survivors:
             rank = max(math.ceil(self.level * survivors), 1)
             expected = self.quantiles_tokens[len(self.quantiles_tokens) - survivors + rank - 1]
-        elif generated_tokens < self.prior_tokens and not self.quantiles_tokens:
-            expected = self.prior_tokens
         else:
             expected = max(2 * generated_tokens, generated_tokens + 16)
         return min(max(expected, generated_tokens + 1), cap)

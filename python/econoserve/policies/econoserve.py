@@ -16,6 +16,9 @@ from econoserve.core.types import IterationPlan, View
 SCAN = 64
 """Queued tasks looked at behind one that does not fit; bounds the cost of a plan."""
 
+EXACT = 4
+"""Prompts whose cached prefix is looked up although they do not fit without one."""
+
 
 class LengthOrder(Enum):
     """Which of two equally urgent tasks goes first."""
@@ -32,8 +35,7 @@ class EconoServeConfig:
         capacity_tokens: size of the KVC.
         tfs_tokens: target forward size: decode and prompt tokens of one forward pass.
         reserve_fraction: share of the KVC kept for responses that outlive their prediction.
-        parked_fraction: share of the KVC that prompts may hold while their response does not
-            fit yet; 0 starts no such prompt.
+        parked_fraction: share of the KVC for prompts whose response does not fit yet.
         window_s: deadlines closer than this count as equal.
         best_effort_s: deadline assumed for requests without an SLO, from arrival.
         starvation_s: a task that waited this long lets nobody past it.
@@ -53,17 +55,13 @@ class EconoServeConfig:
 
 
 class EconoServe(BookedPolicy):
-    """The policy; see ``econoserve.core.policy.Policy`` for the interface.
-
-    Args:
-        config: its constants.
-    """
+    """The policy; ``core.policy.Policy`` describes its methods."""
 
     def __init__(self, config: EconoServeConfig) -> None:
         self.config = config
         self._sign = -1 if config.length_order is LengthOrder.LONGER else 1
-        reserve_tokens = int(config.capacity_tokens * config.reserve_fraction)
-        ledger = ExactLedger(config.capacity_tokens, reserve_tokens)
+        capacity = config.capacity_tokens
+        ledger = ExactLedger(capacity, int(capacity * config.reserve_fraction))
         super().__init__(Books(ledger, self._pt_key, self._gt_key))
 
     def plan(self, view: View) -> IterationPlan:
@@ -78,8 +76,7 @@ class EconoServe(BookedPolicy):
         """Renew the promises that run out; where nothing is left, the least urgent gives way."""
         short = []
         for state in self.books.running.values():
-            promised = draft.promised_tokens(state)
-            if promised > self.config.lead_tokens:
+            if (promised := draft.promised_tokens(state)) > self.config.lead_tokens:
                 continue
             owed = state.response_left_tokens
             if owed - promised <= draft.free_tokens:
@@ -104,8 +101,7 @@ class EconoServe(BookedPolicy):
                 return
             if draft.is_leaving(state):
                 continue
-            promised = draft.promised_tokens(state)
-            owed = max(state.response_left_tokens, promised, 1)
+            owed = max(state.response_left_tokens, promised := draft.promised_tokens(state), 1)
             idle = draft.decoding == 0 and not self.books.prefilling
             if idle and owed - promised > draft.free_tokens:
                 self._make_room(state, owed - promised, draft)
@@ -137,10 +133,12 @@ class EconoServe(BookedPolicy):
         for scanned, state in enumerate(self.books.waiting):
             alone = draft.empty and len(self.ledger) == 0
             room = draft.admissible_tokens
-            if budget < 1 or rows < 1 or scanned == SCAN or draft.blocked:
+            if min(budget, rows) < 1 or scanned == SCAN or draft.blocked:
                 return
             if room < 1 and not alone:
                 return
+            if scanned >= EXACT and state.task.prompt_tokens > room:
+                continue
             cached = view.cached_prefix(state.task.rid)
             prompt = state.task.prompt_tokens - cached.tokens
             taken = prompt + cached.evictable_tokens
@@ -156,8 +154,7 @@ class EconoServe(BookedPolicy):
                 draft.blocked = self._starves(state, view)
                 continue
             # What others pin costs nothing, but the claim will count it as held.
-            shared = cached.tokens - cached.evictable_tokens
-            draft.promise(state, promised + shared)
+            draft.promise(state, promised + (shared := cached.tokens - cached.evictable_tokens))
             draft.free_tokens += shared
             tokens = min(prompt, budget)
             draft.prefill(state, tokens)

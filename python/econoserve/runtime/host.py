@@ -23,7 +23,7 @@ from econoserve.core.types import (
 )
 from econoserve.policies.econoserve import EconoServe, EconoServeConfig, LengthOrder
 from econoserve.prediction.quantile import QuantilePredictor
-from econoserve.runtime.requests import Records, ended_by_itself
+from econoserve.runtime.requests import Records, learn_from
 
 logger = logging.getLogger(__name__)
 
@@ -155,8 +155,7 @@ class PolicyHost:
                     self._policy.on_tokens(req.rid, produced)
             if req.finished():
                 finished.append(req)
-                if ended_by_itself(req):
-                    self.predictor.observe(len(req.output_ids_through_stop))
+                learn_from(req, self.predictor)
         return finished
 
     def rebuild(self, waiting: list[Req], started: list[Req], chunked: Req | None) -> None:

@@ -6,9 +6,10 @@ Owns the records of live requests and the counters. It must not decide anything.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
 
 from econoserve.core.types import LengthPrediction, Slo, Task
+from econoserve.prediction.quantile import QuantilePredictor
 from econoserve.slo import slo_of
 
 
@@ -210,15 +211,17 @@ def parkable(req: Req) -> bool:
     )
 
 
-def ended_by_itself(req: Req) -> bool:
-    """Whether a finished request's length says something about response lengths.
+def learn_from(req: Req, predictor: QuantilePredictor) -> None:
+    """Tell the predictor how long a finished response was; aborts say nothing.
 
     Args:
         req: a finished request.
-
-    Returns:
-        ``False`` for aborts and for requests that asked for no response.
+        predictor: learns from it.
     """
-    return (
-        not isinstance(req.finished_reason, FINISH_ABORT) and req.sampling_params.max_new_tokens > 1
-    )
+    output_tokens = len(req.output_ids_through_stop)
+    if isinstance(req.finished_reason, FINISH_ABORT) or output_tokens < 1:
+        return
+    if isinstance(req.finished_reason, FINISH_LENGTH):
+        predictor.observe_cut(output_tokens)
+    else:
+        predictor.observe(output_tokens)
