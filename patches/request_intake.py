@@ -33,8 +33,10 @@ TARGETS: dict[str, dict[str, str]] = {
 }
 
 
-def _raise_refusal(output: dict[str, Any]) -> None:
+def _raise_refusal(output: Any) -> None:
     """Upstream streams a refusal by the scheduler as an output; before any other it is an error."""
+    if not isinstance(output, dict):
+        return
     reason = output["meta_info"].get("finish_reason") or {}
     if reason.get("type") == "abort" and reason.get("status_code") == HTTPStatus.BAD_REQUEST:
         raise ValueError(reason["message"])
@@ -71,7 +73,7 @@ class EconoTokenizerManager(TokenizerManager):
             obj.sampling_params = attach_slo(obj.sampling_params, headers)
         started = False
         async for output in super().generate_request(obj, request):
-            if not started and isinstance(obj, GenerateReqInput) and obj.is_single:
+            if not started and isinstance(obj, GenerateReqInput) and obj.batch_size == 1:
                 _raise_refusal(output)
             started = True
             yield output

@@ -10,14 +10,13 @@ upstream registry of live requests would make most of this module unnecessary.
 
 import time
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
-from sglang.srt.environ import envs
 from sglang.srt.managers.io_struct import AbortReq
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import broadcast_pyobj
 
 from econoserve.patches.decode_batch import finish_parked
 
@@ -77,7 +76,7 @@ class ParkingScheduler(Scheduler):
         """See upstream; also starts with nothing parked."""
         super().init_running_status()
         self.parked: dict[str, Req] = {}
-        self.now_s = time.monotonic()
+        self.now_s = 0.0
 
     def on_queued(self, req: Req) -> None:
         """A request entered the waiting queue, new or to be computed again.
@@ -143,13 +142,12 @@ class ParkingScheduler(Scheduler):
         """
         super().abort_request(recv_req)
         for req in list(self.parked.values()):
-            if recv_req.abort_all or req.rid.startswith(recv_req.rid):
-                if recv_req.abort_message:
-                    status = HTTPStatus.SERVICE_UNAVAILABLE
-                    req.to_finish = FINISH_ABORT(recv_req.abort_message, status)
-                else:
-                    req.to_finish = FINISH_ABORT()
+            if req.to_finish is not None:
                 self._end_parked(req)
+
+    def _collect_inflight_batches(self) -> list[ScheduleBatch | None]:
+        parked = ScheduleBatch(reqs=list(self.parked.values()))
+        return [*super()._collect_inflight_batches(), parked]
 
     def _end_parked(self, req: Req) -> None:
         del self.parked[req.rid]
@@ -158,15 +156,6 @@ class ParkingScheduler(Scheduler):
 
     def _poll_timeout_aborts(self) -> list[Any]:
         aborts: list[Any] = super()._poll_timeout_aborts()
-        timeout_s = envs.SGLANG_REQ_RUNNING_TIMEOUT.get()
-        if timeout_s > 0:
-            limit = time.perf_counter() - timeout_s
-            message = "Request running timeout reached."
-            aborts += [
-                AbortReq(rid=req.rid, abort_message=message)
-                for req in self.parked.values()
-                if 0 < req.time_stats.forward_entry_time < limit
-            ]
         if get_parallel().tp_size > 1 and not self.is_fully_idle():
             aborts.append(ClockTick(time.monotonic()))
         return aborts
@@ -177,12 +166,19 @@ class ParkingScheduler(Scheduler):
         Args:
             recv_reqs: what was received, the same on every rank.
         """
-        if get_parallel().tp_size == 1:
-            self.now_s = time.monotonic()
         ticks = [req for req in recv_reqs if isinstance(req, ClockTick)]
-        if ticks:
+        parallel = get_parallel()
+        if parallel.tp_size == 1:
+            self.now_s = time.monotonic()
+        elif ticks:
             self.now_s = ticks[-1].now_s
             recv_reqs = [req for req in recv_reqs if not isinstance(req, ClockTick)]
+        elif recv_reqs:
+            # After an idle time there was no tick; every rank got the same requests and is here.
+            group = parallel.tp_group
+            (self.now_s,) = broadcast_pyobj(
+                [time.monotonic()], group.rank, group.cpu_group, src=group.ranks[0]
+            )
         super().process_input_requests(recv_reqs)
 
     def is_fully_idle(self, for_health_check: bool = False, ignore_waiting: bool = False) -> bool:

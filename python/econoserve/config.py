@@ -7,6 +7,7 @@ environment variable, set only while those processes are spawned.
 import argparse
 import difflib
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,15 @@ class RuntimeConfig:
     allow_untested: bool = False
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, float):
+                number = isinstance(value, (int, float)) and not isinstance(value, bool)
+                self._check(field.name, number and math.isfinite(value), "give a finite number")
+        for name in ("tfs", "rl_prior"):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            self._check(name, whole or (name == "tfs" and value is None), "give a whole number")
         if self.tfs is not None:
             self._check("tfs", self.tfs >= 1, "give 1 token or more")
         self._check("rl_quantile", 0 < self.rl_quantile <= 1, "give a probability in (0, 1]")

@@ -93,6 +93,8 @@ def attach_slo(sampling_params: Any, headers: Mapping[str, str]) -> Any:
     params = sampling_params or {}
     custom = params.get("custom_params") or {}
     slo = read_headers(headers)
+    if slo and not isinstance(custom, Mapping):
+        raise ValueError(f"custom_params={custom!r}: give an object to send an SLO header with")
     if isinstance(custom, Mapping) and FIELD in custom:
         slo = {**read_fields(f"custom_params.{FIELD}", custom[FIELD]), **slo}
     if not slo:

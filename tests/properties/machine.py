@@ -49,9 +49,14 @@ ITERATION_S = 0.01
 
 
 class Machine:
-    """Runs a policy on requests; ``lag`` is 1 where results arrive one iteration late."""
+    """Runs a policy on requests; ``lag`` is 1 where results arrive one iteration late.
 
-    def __init__(self, policy, requests, capacity, max_running=64, lag=1):
+    ``drops`` is a random generator: as SGLang sometimes does, the machine then leaves out a third
+    of the new prompts of each plan.
+    """
+
+    def __init__(self, policy, requests, capacity, max_running=64, lag=1, drops=None):
+        self.drops = drops
         self.policy, self.capacity, self.max_running, self.lag = policy, capacity, max_running, lag
         self.requests = {request.rid: request for request in requests}
         self.iteration = 0
@@ -126,6 +131,8 @@ class Machine:
         for rid, tokens in plan.prefill:
             request = self.requests[rid]
             assert request.state in ("waiting", "prefilling")
+            if request.state == "waiting" and self.drops and self.drops.random() < 1 / 3:
+                continue
             assert tokens >= 1
             size = request.prompt_tokens + request.base
             assert request.prefilled + tokens <= size

@@ -2,12 +2,20 @@
 
 import copy
 import pickle
+import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine import Machine, Request
 
-from econoserve.core.types import LengthPrediction, Slo
+from econoserve.core.types import (
+    IterationPlan,
+    Launch,
+    LengthPrediction,
+    Prefilled,
+    Slo,
+    View,
+)
 from econoserve.policies.econoserve import EconoServe, EconoServeConfig, LengthOrder
 
 CAPACITY = 200
@@ -78,12 +86,12 @@ def test_exact_predictions_never_fail_an_allocation(requests, config, max_runnin
 
 
 @settings(max_examples=300)
-@given(workloads("wrong"), configs, st.integers(1, 8), st.integers(0, 1))
+@given(workloads("wrong"), configs, st.integers(1, 8), st.integers(0, 1), st.integers(0, 99))
 def test_wrong_predictions_cost_preemptions_but_never_memory_or_progress(
-    requests, config, max_running, lag
+    requests, config, max_running, lag, seed
 ):
     policy = EconoServe(config)
-    machine = Machine(policy, requests, CAPACITY, max_running, lag)
+    machine = Machine(policy, requests, CAPACITY, max_running, lag, random.Random(seed))
     machine.run(limit=2_000 + 200 * sum(r.prompt_tokens + r.true_tokens for r in requests))
     assert machine.failures == 0
     assert sorted(machine.finish_order) == sorted(request.rid for request in requests)
@@ -124,3 +132,32 @@ def test_aborts_at_any_moment_leave_nothing(requests, config, data):
         policy.remove(rid)
     machine.run(limit=100_000)
     drained(policy)
+
+
+def test_a_planned_prompt_that_is_not_launched_is_owed_nothing():
+    policy = EconoServe(EconoServeConfig(CAPACITY))
+    policy.add(Request("late", 0, 80, 40, exact(40)).task())
+    machine = Machine(policy, [], CAPACITY)
+    plan = policy.plan(machine.view())
+    assert plan.prefill == (("late", 80),)
+    policy.on_launch(plan, Launch())
+    drained_claims = (len(policy.ledger), policy.ledger.promised_tokens)
+    assert drained_claims == (0, 0)
+    assert policy.plan(machine.view()) == plan
+
+
+def test_a_fully_promised_task_resumes_behind_one_that_starves():
+    config = EconoServeConfig(CAPACITY, starvation_s=0.0, parked_fraction=1.0)
+    policy = EconoServe(config)
+    for rid, prompt, response in (("running", 20, 50), ("starving", 40, 110), ("promised", 20, 20)):
+        policy.add(Request(rid, 0, prompt, response, exact(response)).task())
+    promises = (("running", 70), ("starving", 40), ("promised", 40))
+    parts = tuple(
+        Prefilled(rid, tokens, 0, True)
+        for rid, tokens in zip(("running", "starving", "promised"), (20, 40, 20), strict=True)
+    )
+    plan = IterationPlan(promises=promises)
+    policy.on_launch(plan, Launch(prefilled=parts))
+    policy.on_launch(IterationPlan(), Launch(resumed=("running",)))
+    view = View(5.0, CAPACITY, used_tokens=80, free_rows=9, max_running=9)
+    assert policy.plan(view).resume == ("promised",)

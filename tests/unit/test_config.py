@@ -71,6 +71,15 @@ def test_settings_reach_the_environment_and_leave_it():
     assert not is_armed() or before.get(ARM_VARIABLE) == "1"
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("best_effort_ms", float("inf")), ("window_ms", float("nan")), ("tfs", "512"), ("tfs", 1.5)],
+)
+def test_values_that_are_no_finite_numbers_are_refused(name, value):
+    with pytest.raises(ValueError, match=flag_of(name)):
+        RuntimeConfig(**{name: value})
+
+
 def test_a_broken_environment_is_refused(monkeypatch):
     monkeypatch.setenv(CONFIG_VARIABLE, '{"nonsense": 1}')
     with pytest.raises(ValueError, match=CONFIG_VARIABLE):

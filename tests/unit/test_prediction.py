@@ -56,6 +56,13 @@ def test_when_all_are_cut_the_limit_is_predicted():
     assert predictor.predict(max_new_tokens=50).tokens == 50
 
 
+def test_a_cut_after_one_token_says_little():
+    predictor = QuantilePredictor(0.5, prior_tokens=100)
+    for _ in range(40):
+        predictor.observe_cut(1)
+    assert predictor.predict(max_new_tokens=1000).tokens > 20
+
+
 def test_old_responses_are_forgotten():
     assert seen(1.0, 500, 3, 4).predict(1000).tokens == 500
     predictor = QuantilePredictor(1.0, window=2)

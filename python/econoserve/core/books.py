@@ -103,6 +103,17 @@ class Books:
     def __getitem__(self, rid: str) -> TaskState:
         return self._tasks[rid]
 
+    def has_started(self, rid: str) -> bool:
+        """Whether some of a task's prompt is in the KVC.
+
+        Args:
+            rid: id of a live task.
+
+        Returns:
+            ``False`` while it is in the PT queue.
+        """
+        return self._tasks[rid].phase is not Phase.WAITING
+
     def add(self, task: Task) -> TaskState:
         """Put a task into the PT queue.
 

@@ -75,8 +75,10 @@ class BookedPolicy:
 
     def on_launch(self, plan: IterationPlan, launch: Launch) -> None:
         """See ``Policy.on_launch``."""
+        launched = {part.rid for part in launch.prefilled}
         for rid, tokens in plan.promises:
-            if rid in self.books:
+            # A prompt that was planned and not launched holds nothing and is owed nothing.
+            if rid in launched or (rid in self.books and self.books.has_started(rid)):
                 self.ledger.promise(rid, tokens)
         self.books.on_launch(launch)
 

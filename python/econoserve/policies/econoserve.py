@@ -96,18 +96,22 @@ class EconoServe(BookedPolicy):
 
     def _resume(self, view: View, draft: Draft) -> None:
         """Let GTs join whose whole predicted response fits."""
-        for scanned, state in enumerate(self.books.ready):
-            if draft.decoding >= view.max_running or scanned == SCAN or draft.blocked:
+        skipped = 0
+        for state in self.books.ready:
+            if draft.decoding >= view.max_running:
                 return
-            if draft.is_leaving(state):
+            promised = draft.promised_tokens(state)
+            owed = max(state.response_left_tokens, promised, 1)
+            waits = owed > promised and (draft.blocked or skipped == SCAN)
+            if draft.is_leaving(state) or waits:
                 continue
-            owed = max(state.response_left_tokens, promised := draft.promised_tokens(state), 1)
             idle = draft.decoding == 0 and not self.books.prefilling
             if idle and owed - promised > draft.free_tokens:
                 self._make_room(state, owed - promised, draft)
                 owed = max(min(owed, promised + draft.free_tokens), 1)
             elif not idle and owed - promised > max(draft.admissible_tokens, 0):
                 draft.blocked = self._starves(state, view)
+                skipped += 1
                 continue
             draft.resume(state, owed)
 
@@ -130,14 +134,16 @@ class EconoServe(BookedPolicy):
         rows = view.free_rows
         parkable_tokens = int(config.parked_fraction * config.capacity_tokens)
         parkable_tokens -= self._parked_tokens(draft)
-        for scanned, state in enumerate(self.books.waiting):
+        skipped = 0
+        for state in self.books.waiting:
             alone = draft.empty and len(self.ledger) == 0
             room = draft.admissible_tokens
-            if min(budget, rows) < 1 or scanned == SCAN or draft.blocked:
+            if min(budget, rows) < 1 or skipped == SCAN or draft.blocked:
                 return
             if room < 1 and not alone:
                 return
-            if scanned >= EXACT and state.task.prompt_tokens > room:
+            if skipped >= EXACT and state.task.prompt_tokens > room:
+                skipped += 1
                 continue
             cached = view.cached_prefix(state.task.rid)
             prompt = state.task.prompt_tokens - cached.tokens
@@ -152,6 +158,7 @@ class EconoServe(BookedPolicy):
                 parkable_tokens -= taken
             else:
                 draft.blocked = self._starves(state, view)
+                skipped += 1
                 continue
             # What others pin costs nothing, but the claim will count it as held.
             draft.promise(state, promised + (shared := cached.tokens - cached.evictable_tokens))

@@ -85,7 +85,7 @@ class QuantilePredictor:
         Args:
             output_tokens: its length, at least 1.
         """
-        known = LengthPrediction(self._distribution(), level=0.5, cap_tokens=2 * output_tokens)
+        known = LengthPrediction(self._distribution(), level=0.5, cap_tokens=1 << 30)
         self.observe(known.given(output_tokens))
 
     def _distribution(self) -> tuple[int, ...]:

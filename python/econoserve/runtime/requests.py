@@ -212,15 +212,17 @@ def parkable(req: Req) -> bool:
 
 
 def learn_from(req: Req, predictor: QuantilePredictor) -> None:
-    """Tell the predictor how long a finished response was; aborts say nothing.
+    """Tell the predictor how long a finished response was.
+
+    Aborts say nothing, nor do requests for one token, such as SGLang's health checks.
 
     Args:
         req: a finished request.
         predictor: learns from it.
     """
-    output_tokens = len(req.output_ids_through_stop)
-    if isinstance(req.finished_reason, FINISH_ABORT) or output_tokens < 1:
+    if isinstance(req.finished_reason, FINISH_ABORT) or req.sampling_params.max_new_tokens <= 1:
         return
+    output_tokens = len(req.output_ids_through_stop)
     if isinstance(req.finished_reason, FINISH_LENGTH):
         predictor.observe_cut(output_tokens)
     else:

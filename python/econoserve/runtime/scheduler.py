@@ -26,6 +26,7 @@ from econoserve.patches.output_report import ReportingStreamer
 from econoserve.patches.planned_prefill import PlannedOrder, PlannedPrefillAdder
 from econoserve.patches.scheduler_loop import ParkingScheduler
 from econoserve.runtime.host import PolicyHost
+from econoserve.runtime.requests import parkable
 from econoserve.runtime.support import Unsupported, check_arguments, check_pools, check_release
 
 logger = logging.getLogger(__name__)
@@ -121,9 +122,6 @@ class EconoScheduler(ParkingScheduler):
             Upstream's answer: the batch to run, and the running batch.
         """
         self.process_pending_chunked_abort()
-        if self.grammar_manager.has_waiting_grammars():
-            for req in self.grammar_manager.get_ready_grammar_requests():
-                self._add_request_to_queue(req)
         plan = self._plan(running_batch, last_batch)
         followed = EMPTY_PLAN if plan is None else plan
         batches = [batch for batch in (running_batch, last_batch) if batch is not None]
@@ -156,6 +154,9 @@ class EconoScheduler(ParkingScheduler):
             The prefill batch, if any, and the running batch.
         """
         if self.active_plan is not None and not self.active_plan.prefill:
+            if self.grammar_manager.has_waiting_grammars():
+                for req in self.grammar_manager.get_ready_grammar_requests():
+                    self._add_request_to_queue(req)
             return NextBatchPlan(batch_to_run=None, running_batch=running_batch)
         return super().get_new_batch_prefill(running_batch)
 
@@ -217,7 +218,11 @@ class EconoScheduler(ParkingScheduler):
             self.host.records.unparked(req.rid, self.now_s)
             self.host.counters.preempted += 1
             release_for_recompute(self, req)
-            self._add_request_to_queue(req, is_retracted=True)
+            if req.to_finish is None:
+                self._add_request_to_queue(req, is_retracted=True)
+            else:
+                self.retire_unadmitted_request(req)
+                self.on_gone(req)
         self._preempting = frozenset()
 
     def requeue_parked(self) -> None:
@@ -247,6 +252,8 @@ class EconoScheduler(ParkingScheduler):
             and req is not self.chunked_req
             and req is not last_batch.chunked_req
             and not req.finished()
+            and req.to_finish is None
+            and parkable(req)
         ]
         if not parked:
             return

@@ -76,6 +76,28 @@ RULES = (
         "several tokenizer workers are not supported: drop --tokenizer-worker-num",
     ),
     Rule(
+        lambda args: args.enable_lora,
+        "LoRA adapters are not supported: drop --enable-lora and --lora-paths",
+    ),
+    Rule(
+        lambda args: args.enable_hisparse,
+        "HiSparse is not supported: drop --enable-hisparse",
+    ),
+    Rule(
+        lambda args: args.enable_flexkv or args.enable_unified_cache_external_linker,
+        "external KV caches are not supported: drop --enable-flexkv and "
+        "--enable-unified-cache-external-linker",
+    ),
+    Rule(
+        lambda args: args.prefill_max_requests is not None,
+        "EconoServe decides how many prompts share a pass: drop --prefill-max-requests",
+    ),
+    Rule(
+        lambda args: args.smg_grpc_mode or args.grpc_mode or args.use_ray or args.encoder_only,
+        "only the HTTP server is supported: drop --smg-grpc-mode, --grpc-mode, --use-ray and "
+        "--encoder-only",
+    ),
+    Rule(
         lambda args: args.enable_prefill_delayer,
         "EconoServe decides when to prefill: drop --enable-prefill-delayer",
     ),
