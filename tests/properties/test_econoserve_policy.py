@@ -67,7 +67,7 @@ configs = st.builds(
 )
 
 
-def drained(policy):
+def assert_drained(policy):
     assert len(policy.ledger) == 0
     assert policy.ledger.held_tokens == policy.ledger.promised_tokens == 0
     assert len(policy.books) == 0
@@ -80,7 +80,7 @@ def test_exact_predictions_never_fail_an_allocation(requests, config, max_runnin
     machine = Machine(policy, requests, CAPACITY, max_running, lag)
     machine.run(limit=60 + 40 * sum(r.prompt_tokens + r.true_tokens for r in requests))
     assert machine.failures == 0
-    drained(policy)
+    assert_drained(policy)
     if config.parked_fraction == 0.0:
         assert all(request.preempted == 0 for request in requests)
 
@@ -96,7 +96,7 @@ def test_wrong_predictions_cost_preemptions_but_never_memory_or_progress(
     assert machine.failures == 0
     assert sorted(machine.finish_order) == sorted(request.rid for request in requests)
     assert all(request.produced == request.true_tokens for request in requests)
-    drained(policy)
+    assert_drained(policy)
 
 
 @settings(max_examples=60)
@@ -131,7 +131,7 @@ def test_aborts_at_any_moment_leave_nothing(requests, config, data):
         request.state, request.held = "done", 0
         policy.remove(rid)
     machine.run(limit=100_000)
-    drained(policy)
+    assert_drained(policy)
 
 
 def test_a_planned_prompt_that_is_not_launched_is_owed_nothing():
