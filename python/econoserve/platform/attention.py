@@ -1,0 +1,208 @@
+"""SGLang's attention backend of the CPU platform: every request of a batch in one kernel call.
+
+Owns the translation from SGLang's ``ForwardBatch`` to the kernel's arrays, once per forward pass.
+Layers that the kernel does not cover (cross attention, encoders, unusual head sizes or element
+types) go to ``torch_native``, whose loops over requests cover everything.
+"""
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sglang.srt.layers.attention.attention_registry import register_attention_backend
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
+
+from econoserve.platform.cpu import ATTENTION_BACKEND
+from econoserve.platform.kernels.attention import Batch, Pool, Shape, attend, kernel
+
+if TYPE_CHECKING:
+    from sglang.srt.layers.radix_attention import RadixAttention
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+ELEMENTS = {torch.float32: "float32", torch.bfloat16: "uint16"}
+"""Numpy's name of each element type that the kernels take; bfloat16 travels as its bits."""
+
+
+class CpuAttentionBackend(TorchNativeAttnBackend):
+    """Batched causal attention over the token-level KV pool, for MHA and GQA.
+
+    Args:
+        model_runner: SGLang's model runner, its memory pools made.
+
+    Raises:
+        ValueError: if the model has sliding-window attention.
+    """
+
+    def __init__(self, model_runner: "ModelRunner") -> None:
+        super().__init__(model_runner)
+        window = getattr(model_runner, "sliding_window_size", None)
+        if self.use_sliding_window_kv_pool or (window is not None and window > -1):
+            raise ValueError(
+                f"attention_backend={ATTENTION_BACKEND}: sliding-window attention (window {window}) is not "
+                "supported; use --attention-backend torch_native"
+            )
+        self._batch: Batch | None = None
+        self._pools: dict[int, Pool | None] = {}
+        self._table = self.req_to_token_pool.req_to_token
+
+    def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
+        """Cut the batch into work items, for all layers.
+
+        Args:
+            forward_batch: what this forward pass computes.
+        """
+        super().init_forward_metadata(forward_batch)
+        if forward_batch.forward_mode.is_idle():
+            self._batch = None
+            return
+        queries = None
+        if not forward_batch.forward_mode.is_decode():
+            queries = _int64(forward_batch.extend_seq_lens)
+        self._batch = Batch.of(
+            _int64(forward_batch.req_pool_indices), _int64(forward_batch.seq_lens), queries
+        )
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: "RadixAttention",
+        forward_batch: "ForwardBatch",
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        """Attention of prompts and, in mixed batches, of decodes; see the base class."""
+        out = self._forward(q, k, v, layer, forward_batch, save_kv_cache)
+        if out is None:
+            return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
+        return out
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        layer: "RadixAttention",
+        forward_batch: "ForwardBatch",
+        save_kv_cache: bool = True,
+    ) -> torch.Tensor:
+        """Attention of one query token per request; see the base class."""
+        out = self._forward(q, k, v, layer, forward_batch, save_kv_cache)
+        if out is None:
+            return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+        return out
+
+    def _forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: "RadixAttention",
+        forward_batch: "ForwardBatch",
+        save_kv_cache: bool,
+    ) -> torch.Tensor | None:
+        """The layer's attention, or None if ``torch_native`` has to compute it."""
+        pool = self._pool(layer)
+        batch = self._batch
+        if pool is None or batch is None or q.dtype not in ELEMENTS:
+            return None
+        if save_kv_cache and k is not None and v is not None:
+            self.token_to_kv_pool.set_kv_buffer(
+                layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v
+            )
+        width = layer.tp_q_head_num * layer.qk_head_dim
+        q = q.reshape(-1, width)
+        if q.stride(1) != 1:
+            q = q.contiguous()
+        if q.shape[0] == batch.offsets[-1]:
+            out = torch.empty(q.shape, dtype=q.dtype)
+        else:  # padding tokens belong to no request
+            out = torch.zeros(q.shape, dtype=q.dtype)
+        shape = Shape(
+            layer.qk_head_dim,
+            layer.tp_q_head_num // layer.tp_k_head_num,
+            ELEMENTS[q.dtype],
+            ELEMENTS[self.token_to_kv_pool.dtype],
+        )
+        few = len(batch.item_request) < 2 * torch.get_num_threads()
+        attend(
+            shape,
+            pool,
+            batch,
+            q.data_ptr(),
+            q.stride(0),
+            out.data_ptr(),
+            layer.scaling,
+            pool.kv_heads if few and torch.get_num_threads() > 1 else 1,
+        )
+        return out
+
+    def _pool(self, layer: "RadixAttention") -> Pool | None:
+        """Where the layer's KV cache lies, or None if the kernel cannot serve the layer."""
+        if layer.layer_id not in self._pools:
+            self._pools[layer.layer_id] = self._find_pool(layer)
+        return self._pools[layer.layer_id]
+
+    def _find_pool(self, layer: "RadixAttention") -> Pool | None:
+        reason = self._unsupported(layer)
+        if reason is None:
+            keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)
+            values = self.token_to_kv_pool.get_value_buffer(layer.layer_id)
+            if keys.is_contiguous() and values.is_contiguous() and self._table.is_contiguous():
+                return Pool(
+                    keys=keys.data_ptr(),
+                    values=values.data_ptr(),
+                    slots=keys.shape[0],
+                    kv_heads=layer.tp_k_head_num,
+                    table=self._table.data_ptr(),
+                    table_stride=self._table.shape[1],
+                    table_rows=self._table.shape[0],
+                )
+            reason = "its KV cache is not contiguous"
+        logger.warning("layer %d: %s; torch_native computes it", layer.layer_id, reason)
+        return None
+
+    def _unsupported(self, layer: "RadixAttention") -> str | None:
+        """Why the kernel cannot serve a layer, or None."""
+        if layer.is_cross_attention or layer.attn_type != AttentionType.DECODER:
+            return "its attention is not causal self-attention"
+        if layer.sliding_window_size is not None and layer.sliding_window_size > -1:
+            return f"sliding_window_size={layer.sliding_window_size}"
+        if layer.qk_head_dim != layer.v_head_dim:
+            return f"head sizes of keys and values differ ({layer.qk_head_dim}, {layer.v_head_dim})"
+        if layer.qk_head_dim % 8 or layer.qk_head_dim > 256:
+            return f"head size {layer.qk_head_dim} is not a multiple of 8 up to 256"
+        if type(self.token_to_kv_pool) is not MHATokenToKVPool:
+            return f"KV pool {type(self.token_to_kv_pool).__name__}"
+        if self.token_to_kv_pool.dtype not in ELEMENTS:
+            return f"KV cache of {self.token_to_kv_pool.dtype}"
+        if self._table.dtype != torch.int32:
+            return f"table of slots of {self._table.dtype}"
+        return None
+
+
+def _int64(tensor: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(tensor.numpy(), dtype=np.int64)
+
+
+def compile_ahead(head_dim: int, group: int, query: torch.dtype, pool: torch.dtype) -> None:
+    """Compile the kernel before the first request needs it.
+
+    Args:
+        head_dim: elements of one head.
+        group: query heads per KV head.
+        query: element type of the activations.
+        pool: element type of the KV cache.
+    """
+    kernel(Shape(head_dim, group, ELEMENTS[query], ELEMENTS[pool]))
+
+
+@register_attention_backend(ATTENTION_BACKEND)
+def _create(model_runner: "ModelRunner") -> CpuAttentionBackend:
+    return CpuAttentionBackend(model_runner)

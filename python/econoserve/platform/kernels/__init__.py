@@ -1,0 +1,6 @@
+"""CPU kernels in Numba: attention over the paged KV pool, and the small operators around it.
+
+They read and write plain memory by address and know nothing of SGLang. ``launch`` runs them on
+torch's own OpenMP threads, ``lowlevel`` holds what Numba lacks, the other modules are the kernels.
+Numba compiles each for the CPU it runs on and keeps the result on disk, so no compiler is needed.
+"""

@@ -1,0 +1,76 @@
+"""Runs kernels, on one thread or on all of torch's OpenMP threads.
+
+Numba's own thread pools would be a second set of threads beside torch's, and the two would take the
+cores from each other between any two operators. So a kernel is a plain C function of one pointer,
+and more than one thread comes from ``GOMP_parallel`` of the OpenMP runtime that torch has loaded:
+the same threads that ran the operator before.
+
+A kernel's arguments are 64-bit words: addresses, sizes, and the bits of doubles. Word 0 counts the
+work that is taken; each thread takes the next item until none is left.
+"""
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+logger = logging.getLogger(__name__)
+
+WORDS = 24
+"""Size of a kernel's arguments."""
+
+
+@functools.cache
+def _open_mp() -> Callable | None:
+    """``GOMP_parallel`` of the OpenMP runtime in this process, or None without one."""
+    # torch's wheels load libgomp; a torch built with Intel's or LLVM's runtime exports the same
+    # entry point from there.
+    for library in ("libgomp.so.1", "libiomp5.so", "libomp.so"):
+        try:
+            handle = ctypes.CDLL(library, mode=ctypes.DEFAULT_MODE | _no_load())
+            run = handle.GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+        run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        run.restype = None
+        return run
+    logger.warning("no OpenMP runtime with GOMP_parallel is loaded: CPU kernels use one thread")
+    return None
+
+
+def _no_load() -> int:
+    import os
+
+    return getattr(os, "RTLD_NOLOAD", 0)
+
+
+class Kernel:
+    """A compiled kernel.
+
+    Args:
+        compiled: result of ``numba.cfunc("void(voidptr)")``.
+    """
+
+    __slots__ = ("_address", "_call", "_keep")
+
+    def __init__(self, compiled: object) -> None:
+        self._keep = compiled
+        self._address = compiled.address
+        self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
+
+    def run(self, arguments: np.ndarray, items: int) -> None:
+        """Run to the end, on as many threads as torch uses and the work can keep busy.
+
+        Args:
+            arguments: ``WORDS`` int64; word 0 must be 0.
+            items: pieces of work that can run at the same time.
+        """
+        threads = min(torch.get_num_threads(), items)
+        open_mp = _open_mp() if threads > 1 else None
+        if open_mp is None:
+            self._call(arguments.ctypes.data)
+        else:
+            open_mp(self._address, arguments.ctypes.data, threads, 0)
