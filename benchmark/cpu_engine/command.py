@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--systems", nargs="+", choices=tuple(SYSTEMS), help="default: all")
     add("--skip-vllm", action="store_true", help="leave vLLM out; nothing is installed")
     add("--skip", nargs="+", choices=MEASUREMENTS, default=[], help="measurements to leave out")
-    add("--repeats", type=int, help="default: 5; with --quick: 2")
+    add("--repeats", type=int, help="default: 5; with --quick: 2, open loop 1")
     add("--batches", type=int, nargs="+", help="of the decode measurement; default: 1 8 32 128")
     add("--timeout-s", type=float, default=300.0, help="limit for one run; default: 300")
     add(
@@ -80,7 +80,7 @@ def sizes_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> di
             parser.error(f"--batches {batch}: give numbers from 1 to 180")
     changes: dict[str, Any] = {}
     if options.repeats is not None:
-        changes["repeats"] = options.repeats
+        changes |= {"repeats": options.repeats, "open_repeats": options.repeats}
     if options.batches:
         changes["batches"] = tuple(sorted(set(options.batches)))
     chosen = options.model or ([models.TINY] if options.quick else models.MODELS)

@@ -26,7 +26,10 @@ PROMPT_SEED = 1
 WARMUP_SEED = 1_000
 FIRST_SEED = 1
 IDLE_LOOK_S = 3.0
-DECODE_BUDGET_S = 1.0
+SETTLE_LOOK_S = 0.2
+SETTLE_LIMIT_S = 5.0
+SETTLED_CORES = 0.1
+DECODE_BUDGET_S = 1.5
 DECODE_MOST_PAIRS = 5
 """Short decode measurements are repeated within a sample until this time or this number."""
 
@@ -36,7 +39,8 @@ class Size:
     """How much is measured on a model.
 
     Attributes:
-        repeats: samples per system of each figure.
+        repeats: samples per system of decode steps and bursts.
+        open_repeats: samples per system of the open loop.
         batches: of the decode measurement.
         span: the output tokens whose steps are timed.
         burst: load of the burst.
@@ -45,6 +49,7 @@ class Size:
     """
 
     repeats: int
+    open_repeats: int
     batches: tuple[int, ...]
     span: Span
     burst: Load
@@ -56,12 +61,12 @@ BATCHES = (1, 8, 32, 128)
 FULL_SPAN = Span(39, 103)
 QUICK_SPAN = Span(4, 36)
 FULL = {
-    TINY: Size(5, BATCHES, FULL_SPAN, Load(200), Load(100, 4.0), Load(64)),
-    MEDIUM: Size(5, BATCHES, FULL_SPAN, Load(100), Load(40, 1.0), Load(32)),
+    TINY: Size(5, 5, BATCHES, FULL_SPAN, Load(200), Load(100, 4.0), Load(64)),
+    MEDIUM: Size(5, 5, BATCHES, FULL_SPAN, Load(100), Load(40, 1.0), Load(32)),
 }
 QUICK = {
-    TINY: Size(2, BATCHES, QUICK_SPAN, Load(60), Load(40, 4.0), Load(32)),
-    MEDIUM: Size(2, BATCHES, QUICK_SPAN, Load(30), Load(10, 1.0), Load(16)),
+    TINY: Size(2, 1, BATCHES, QUICK_SPAN, Load(60), Load(40, 4.0), Load(32)),
+    MEDIUM: Size(2, 1, BATCHES, QUICK_SPAN, Load(30), Load(10, 1.0), Load(16)),
 }
 
 
@@ -151,20 +156,21 @@ class Session:
             measurements: ``burst``, ``open`` or both.
         """
         with (
-            Client(self.logs) as client,
+            Client(self.logs) as client,  # starts while the servers do
             self._up(
                 f"{model}, servers", lambda system: Server(system, folder, self.logs)
             ) as servers,
         ):
-            client.start()
             for system in list(servers):
                 self.say(f"  warm-up: {system}")
                 with self._attempt(servers, system):
                     servers[system].send(client, size.warmup, WARMUP_SEED, self.timeout_s)
             self._note_idle(servers)
             loads = {BURST: size.burst, OPEN: size.open}
-            for repeat in range(size.repeats):
+            for repeat in range(max(size.repeats, size.open_repeats)):
                 for measurement in measurements:
+                    if repeat >= (size.open_repeats if measurement == OPEN else size.repeats):
+                        continue
                     for system in rotated(list(servers), repeat):
                         send = functools.partial(
                             servers[system].send,
@@ -223,6 +229,7 @@ class Session:
             running.pop(system).process.stop()
 
     def _note_idle(self, running: dict[str, Any]) -> None:
+        _settle(running, "")
         before = {system: one.process.cpu_s() for system, one in running.items()}
         time.sleep(IDLE_LOOK_S)
         for system, one in running.items():
@@ -233,9 +240,23 @@ class Session:
             facts["omp_num_threads"] = environment.get("OMP_NUM_THREADS")
 
 
+def _settle(running: dict[str, Any], system: str) -> None:
+    """Wait until the other systems are idle: vLLM spins for a second after its last request."""
+    others = [one.process for name, one in running.items() if name != system]
+    deadline_s = time.monotonic() + SETTLE_LIMIT_S
+    before_s = sum(process.cpu_s() for process in others)
+    while time.monotonic() < deadline_s:
+        time.sleep(SETTLE_LOOK_S)
+        now_s = sum(process.cpu_s() for process in others)
+        if now_s - before_s <= SETTLED_CORES * SETTLE_LOOK_S:
+            return
+        before_s = now_s
+
+
 @contextlib.contextmanager
 def _usage(running: dict[str, Any], system: str) -> Iterator[dict[str, float]]:
     """Note how many cores a system keeps busy meanwhile, and how many the idle ones do."""
+    _settle(running, system)
     usage: dict[str, float] = {}
     began_s = time.monotonic()
     before = {name: one.process.cpu_s() for name, one in running.items()}

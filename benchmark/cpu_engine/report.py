@@ -192,7 +192,10 @@ def summary_text(
     """
     host = machine()
     packages = ", ".join(f"{name} {number}" for name, number in versions().items())
-    repeats = ", ".join(f"{model} {size.repeats}" for model, size in sizes.items())
+    repeats = "; ".join(
+        f"{model} model {size.repeats}, open loop {size.open_repeats}"
+        for model, size in sizes.items()
+    )
     facts_text = "\n".join(
         (
             f"- {host['cpu_model']}, {host['cpus']} CPUs, {host['architecture']}; {date}",

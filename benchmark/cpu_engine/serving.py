@@ -59,9 +59,11 @@ class Client:
         self._logs = logs
         self._result = logs / "result.jsonl"
         self._process: Worker | None = None
+        self._is_ready = False
 
     def __enter__(self) -> Self:
-        """Return the client; leaving the block ends it."""
+        """Start the client; leaving the block ends it."""
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,13 +77,10 @@ class Client:
             self._process = None
 
     def start(self) -> Worker:
-        """Start it unless it is up.
+        """Start it unless it is up; do not wait for it.
 
         Returns:
             Its process.
-
-        Raises:
-            Failed: it did not start.
         """
         if self._process is None:
             self._process = Worker(
@@ -92,7 +91,7 @@ class Client:
                 ROOT,
             )
             self._process.send({})
-            self._process.receive(START_TIMEOUT_S)
+            self._is_ready = False
         return self._process
 
     def send(
@@ -133,8 +132,11 @@ class Client:
         for name, value in options.items():
             arguments += [f"--{name}", str(value)]
         process = self.start()
-        process.send({"arguments": arguments})
         try:
+            if not self._is_ready:
+                process.receive(START_TIMEOUT_S)
+                self._is_ready = True
+            process.send({"arguments": arguments})
             status = process.receive(timeout_s)["status"]
         except Failed:
             self.stop()  # so that a late answer is not taken for the next one

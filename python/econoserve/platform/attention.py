@@ -16,6 +16,8 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
 
 from econoserve.platform.cpu import ATTENTION_BACKEND
+from econoserve.platform.decode import DecodeRecordings
+from econoserve.platform.kernels import ELEMENTS
 from econoserve.platform.kernels.attention import Batch, Pool, Shape, attend, kernel
 
 if TYPE_CHECKING:
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
-
-ELEMENTS = {torch.float32: "float32", torch.bfloat16: "uint16"}
-"""Numpy's name of each element type that the kernels take; bfloat16 travels as its bits."""
 
 
 class CpuAttentionBackend(TorchNativeAttnBackend):
@@ -47,6 +46,7 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
                 f"attention_backend={ATTENTION_BACKEND}: sliding-window attention (window {window}) is not "
                 "supported; use --attention-backend torch_native"
             )
+        self._model_runner = model_runner
         self._batch: Batch | None = None
         self._pools: dict[int, Pool | None] = {}
         self._table = self.req_to_token_pool.req_to_token
@@ -58,6 +58,9 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
             forward_batch: what this forward pass computes.
         """
         super().init_forward_metadata(forward_batch)
+        if self._model_runner.decode_cuda_graph_runner is None:
+            # Upstream builds graph runners on a CPU only with --enable-torch-compile.
+            self._model_runner.decode_cuda_graph_runner = DecodeRecordings(self._model_runner)
         if forward_batch.forward_mode.is_idle():
             self._batch = None
             return
@@ -67,6 +70,14 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
         self._batch = Batch.of(
             _int64(forward_batch.req_pool_indices), _int64(forward_batch.seq_lens), queries
         )
+
+    def use(self, batch: Batch) -> None:
+        """Attend to a batch whose work items are known.
+
+        Args:
+            batch: stands for all layers until the next batch.
+        """
+        self._batch = batch
 
     def forward_extend(
         self,

@@ -27,8 +27,7 @@ from sglang.srt.layers.rotary_embedding.rope_variant import (
 )
 from sglang.srt.layers.rotary_embedding.yarn import YaRNScalingRotaryEmbedding
 
-from econoserve.platform.attention import ELEMENTS
-from econoserve.platform.kernels import elementwise
+from econoserve.platform.kernels import ELEMENTS, elementwise
 from econoserve.platform.kernels import linear as few_rows
 
 ENVIRONMENT_VARIABLE = "ECONOSERVE_CPU_OPS"
@@ -108,6 +107,40 @@ class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):
         return _linear(x.to(layer.weight.dtype), layer.weight, bias)
 
 
+def _linear_of_many(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """torch's linear layer; in bfloat16 with a number of rows that it has likely met before.
+
+    oneDNN compiles a bfloat16 multiplication anew for every number of rows, in about 2 ms per
+    weight shape, and prompts have all lengths.
+    """
+    if x.dtype != torch.bfloat16 or x.dim() != 2:
+        return F.linear(x, weight, bias)
+    rows = round_up(x.shape[0])
+    if rows == x.shape[0]:
+        return F.linear(x, weight, bias)
+    padded = x.new_empty((rows, x.shape[1]))
+    padded[: x.shape[0]] = x
+    padded[x.shape[0] :] = 0
+    return F.linear(padded, weight, bias)[: x.shape[0]]
+
+
+def round_up(rows: int) -> int:
+    """The next of a few dozen sizes, at most an eighth larger beyond 32.
+
+    Args:
+        rows: number of rows.
+
+    Returns:
+        ``rows`` up to 4, then multiples of 4, 8, 32 and 128.
+    """
+    if rows <= few_rows.MOST_ROWS:
+        return rows
+    step = 4 if rows <= 32 else 8 if rows <= 128 else 32 if rows <= 512 else 128
+    return -(-rows // step) * step
+
+
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     covered = (
         x.shape[0] <= few_rows.MOST_ROWS
@@ -119,7 +152,7 @@ def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
         and weight.is_contiguous()
     )
     if not covered:
-        return F.linear(x, weight, bias)
+        return _linear_of_many(x, weight, bias)
     outputs, inputs = weight.shape
     rows = x.shape[0]
     out = torch.empty((rows, outputs), dtype=x.dtype)

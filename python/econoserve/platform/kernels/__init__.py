@@ -4,3 +4,8 @@ They read and write plain memory by address and know nothing of SGLang. ``launch
 torch's own OpenMP threads, ``lowlevel`` holds what Numba lacks, the other modules are the kernels.
 Numba compiles each for the CPU it runs on and keeps the result on disk, so no compiler is needed.
 """
+
+import torch
+
+ELEMENTS = {torch.float32: "float32", torch.bfloat16: "uint16"}
+"""Numpy's name of each element type that the kernels take; bfloat16 travels as its bits."""

@@ -9,10 +9,12 @@ A kernel's arguments are 64-bit words: addresses, sizes, and the bits of doubles
 work that is taken; each thread takes the next item until none is left.
 """
 
+import contextlib
 import ctypes
 import functools
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -42,9 +44,25 @@ def _open_mp() -> Callable | None:
 
 
 def _no_load() -> int:
-    import os
-
     return getattr(os, "RTLD_NOLOAD", 0)
+
+
+_observer: "Callable[[Kernel, np.ndarray, int], None] | None" = None
+
+
+@contextlib.contextmanager
+def observed(observer: "Callable[[Kernel, np.ndarray, int], None]") -> Iterator[None]:
+    """Tell of every kernel that runs in the block, before it runs.
+
+    Args:
+        observer: is called with the arguments of ``Kernel.run``.
+    """
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
 
 
 class Kernel:
@@ -65,9 +83,12 @@ class Kernel:
         """Run to the end, on as many threads as torch uses and the work can keep busy.
 
         Args:
-            arguments: ``WORDS`` int64; word 0 must be 0.
+            arguments: ``WORDS`` int64; word 0 is overwritten.
             items: pieces of work that can run at the same time.
         """
+        if _observer is not None:
+            _observer(self, arguments, items)
+        arguments[0] = 0
         threads = min(torch.get_num_threads(), items)
         open_mp = _open_mp() if threads > 1 else None
         if open_mp is None:
