@@ -5,12 +5,11 @@ Takes the flags of ``python -m sglang.benchmark.offline_throughput`` (the succes
 no download.
 """
 
-import argparse
 import logging
 import sys
 from functools import partial
 
-from econoserve.launching import ensure_supported, parse, refuse
+from econoserve.launching import ensure_supported, parse, refuse, server_parser
 from econoserve.runtime.support import Unsupported
 
 PROGRAM = "python -m econoserve.bench_offline_throughput"
@@ -32,8 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     from econoserve.patches import offline_benchmark
 
     load_plugins()
-    parser = argparse.ArgumentParser(prog=PROGRAM)
-    ServerArgs.add_cli_args(parser)
+    parser = server_parser(PROGRAM)
     offline_benchmark.add_flags(parser)
     config, rest = parse(sys.argv[1:] if argv is None else argv, parser)
     arguments = parser.parse_args(rest)

@@ -4,13 +4,18 @@ Takes SGLang's flags and ``--econoserve-*``. Owns the server's extra route
 ``/econoserve/requests/{id}``.
 """
 
-import argparse
 import os
 import signal
 import sys
 
 from econoserve.config import armed
-from econoserve.launching import ensure_supported, init_tokenizer_manager, parse, refuse
+from econoserve.launching import (
+    ensure_supported,
+    init_tokenizer_manager,
+    parse,
+    refuse,
+    server_parser,
+)
 from econoserve.runtime.support import Unsupported
 
 PROGRAM = "python -m econoserve.launch_server"
@@ -42,13 +47,12 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: the command line is refused (status 2), or help was asked for.
     """
     from sglang.srt.plugins import load_plugins
-    from sglang.srt.server_args import ServerArgs, prepare_server_args
+    from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
     # Before the launch is armed: this process keeps SGLang's own classes.
     load_plugins()
-    parser = argparse.ArgumentParser(prog=PROGRAM)
-    ServerArgs.add_cli_args(parser)
+    parser = server_parser(PROGRAM)
     config, rest = parse(sys.argv[1:] if argv is None else argv, parser)
     server_args = prepare_server_args(rest)
     try:

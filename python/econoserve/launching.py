@@ -72,6 +72,27 @@ def sglang_arguments(argv: list[str]) -> list[str]:
     return argv
 
 
+def server_parser(program: str) -> argparse.ArgumentParser:
+    """SGLang's command line, with our attention backend among its choices on our CPU platform.
+
+    Args:
+        program: name for messages.
+
+    Returns:
+        A parser without our own flags.
+    """
+    from sglang.srt.platforms import current_platform
+    from sglang.srt.server_args import ServerArgs, add_attention_backend_choices
+
+    from econoserve.platform.cpu import ATTENTION_BACKEND, EconoCpuPlatform
+
+    if isinstance(current_platform, EconoCpuPlatform):
+        add_attention_backend_choices([ATTENTION_BACKEND])
+    parser = argparse.ArgumentParser(prog=program)
+    ServerArgs.add_cli_args(parser)
+    return parser
+
+
 def parse(argv: list[str], parser: argparse.ArgumentParser) -> tuple[RuntimeConfig, list[str]]:
     """Read a command line that mixes our flags with SGLang's.
 

@@ -6,6 +6,7 @@ types) go to ``torch_native``, whose loops over requests cover everything.
 """
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +15,14 @@ from sglang.srt.layers.attention.attention_registry import register_attention_ba
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
+from sglang.srt.runtime_context import get_parallel
 
+from econoserve.platform import operators
 from econoserve.platform.cpu import ATTENTION_BACKEND
 from econoserve.platform.decode import DecodeRecordings
 from econoserve.platform.kernels import ELEMENTS
-from econoserve.platform.kernels.attention import Batch, Pool, Shape, attend, kernel
+from econoserve.platform.kernels.attention import Batch, Pool, Shape, attend
+from econoserve.platform.kernels.attention import kernel as compile_attention
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -43,13 +47,35 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
         window = getattr(model_runner, "sliding_window_size", None)
         if self.use_sliding_window_kv_pool or (window is not None and window > -1):
             raise ValueError(
-                f"attention_backend={ATTENTION_BACKEND}: sliding-window attention (window {window}) is not "
-                "supported; use --attention-backend torch_native"
+                f"attention_backend={ATTENTION_BACKEND}: sliding-window attention "
+                f"(window {window}) is not supported; use --attention-backend torch_native"
             )
         self._model_runner = model_runner
         self._batch: Batch | None = None
         self._pools: dict[int, Pool | None] = {}
         self._table = self.req_to_token_pool.req_to_token
+        self._compile(model_runner)
+
+    def _compile(self, model_runner: "ModelRunner") -> None:
+        """Compile the kernels before the first request needs them."""
+        model = model_runner.model_config
+        if model.dtype not in ELEMENTS or self.token_to_kv_pool.dtype not in ELEMENTS:
+            return
+        ranks = get_parallel().attn_tp_size
+        heads = model.num_attention_heads // ranks
+        start_s = time.perf_counter()
+        compile_attention(
+            Shape(
+                model.head_dim,
+                heads // model.get_num_kv_heads(ranks),
+                ELEMENTS[model.dtype],
+                ELEMENTS[self.token_to_kv_pool.dtype],
+            )
+        )
+        operators.compile_all(model.dtype)
+        took_s = time.perf_counter() - start_s
+        if took_s > 2:
+            logger.info("compiled the CPU kernels in %.0f s; the next start finds them", took_s)
 
     def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
         """Cut the batch into work items, for all layers.
@@ -200,18 +226,6 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
 
 def _int64(tensor: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(tensor.numpy(), dtype=np.int64)
-
-
-def compile_ahead(head_dim: int, group: int, query: torch.dtype, pool: torch.dtype) -> None:
-    """Compile the kernel before the first request needs it.
-
-    Args:
-        head_dim: elements of one head.
-        group: query heads per KV head.
-        query: element type of the activations.
-        pool: element type of the KV cache.
-    """
-    kernel(Shape(head_dim, group, ELEMENTS[query], ELEMENTS[pool]))
 
 
 @register_attention_backend(ATTENTION_BACKEND)

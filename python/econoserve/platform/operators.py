@@ -78,6 +78,23 @@ def install_in(model: torch.nn.Module) -> None:
             module.quant_method = CpuEmbeddingMethod()
 
 
+def compile_all(dtype: torch.dtype) -> None:
+    """Compile our operators, or find them in Numba's cache on disk.
+
+    Args:
+        dtype: element type of the activations.
+    """
+    if not _enabled():
+        return
+    source, target = torch.ones(64, dtype=dtype), torch.ones(64, dtype=dtype)
+    position = torch.zeros(1, dtype=torch.int64)
+    element, at, to = ELEMENTS[dtype], source.data_ptr(), target.data_ptr()
+    few_rows.linear(element, 1, 8, 4, at, at, to)
+    elementwise.rms_norm(element, 1, 8, at, 0, at, to, 1e-6)
+    elementwise.silu_and_mul(element, 1, 8, at, to)
+    elementwise.rotate(element, False, 1, position.data_ptr(), at, 1, 8, 8, ((to, 8, 1),))
+
+
 def _plain_logits(model: torch.nn.Module) -> bool:
     """Whether SGLang computes logits in the weights' element type, as our output layer does."""
     return not any(
