@@ -6,10 +6,10 @@ UV_VERSION := 0.13.8
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format doctor bench clean
+.PHONY: help setup demo serve test lint format doctor bench bench-cpu clean
 
 help: ## show what can be made
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 setup: $(READY) ## make the environment (SGLang and EconoServe)
 
@@ -45,6 +45,9 @@ doctor: $(READY) ## check the installation
 bench: $(READY) ## compare with stock SGLang (about half an hour)
 	@$(BIN)/python -m benchmark.scheduler_comparison.run
 
+bench-cpu: $(READY) ## compare the CPU engine with torch_native and vLLM (about an hour; sets up vLLM)
+	@$(BIN)/python -m benchmark.cpu_engine.run
+
 clean: ## remove the environment and what tools left behind
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis python/*.egg-info *.egg-info build
+	rm -rf $(VENV) .venv-vllm .pytest_cache .ruff_cache .hypothesis python/*.egg-info *.egg-info build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,20 @@
-"""Settings for every test: nothing may reach the network for a model."""
+"""Settings for every test: no model from the network, and hypothesis quick and repeatable.
+
+Shrinking a failing example can take minutes: ask for it with ``--hypothesis-profile=shrink``.
+"""
 
 import os
 
+from hypothesis import Phase, settings
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+settings.register_profile("shrink", deadline=None)
+settings.register_profile(
+    "quick",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=(Phase.explicit, Phase.generate),
+)
+settings.load_profile("quick")

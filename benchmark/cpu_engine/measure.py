@@ -62,7 +62,7 @@ FULL_SPAN = Span(39, 103)
 QUICK_SPAN = Span(4, 36)
 FULL = {
     TINY: Size(5, 5, BATCHES, FULL_SPAN, Load(200), Load(100, 4.0), Load(64)),
-    MEDIUM: Size(5, 5, BATCHES, FULL_SPAN, Load(100), Load(40, 1.0), Load(32)),
+    MEDIUM: Size(5, 5, BATCHES, FULL_SPAN, Load(60), Load(30, 1.0), Load(32)),
 }
 QUICK = {
     TINY: Size(2, 1, BATCHES, QUICK_SPAN, Load(60), Load(40, 4.0), Load(32)),

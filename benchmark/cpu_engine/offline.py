@@ -13,7 +13,7 @@ from benchmark.cpu_engine.processes import Worker
 from benchmark.cpu_engine.systems import (
     VLLM_BLOCK_TOKENS,
     System,
-    environment_of,
+    offline_environment_of,
     offline_job,
 )
 
@@ -80,7 +80,7 @@ class OfflineEngine:
         self.process = Worker(
             f"{system.name}, offline",
             [system.python, "-P", str(WORKER)],
-            environment_of(system),
+            offline_environment_of(system),
             log,
         )
         self._backend = system.attention_backend

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 LOG_TAIL_LINES = 30
 GRACE_S = 20.0
+KILL_POLL_S = 0.02
 CLOCK_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -114,9 +115,11 @@ class Process:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            for pid in session_members(self.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            while members := session_members(self.pid):
+                for pid in members:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                time.sleep(KILL_POLL_S)
             self._popen.wait()
 
     def cpu_s(self) -> float:
@@ -201,17 +204,19 @@ def session_members(leader: int) -> list[int]:
         leader: the session's id, which is the process id of its first process.
 
     Returns:
-        Process ids, the leader's among them while it is alive or not yet waited for.
+        Process ids of those that are alive.
     """
     numbers = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
     return [pid for pid in numbers if _stat(pid)[0] == leader]
 
 
 def _stat(pid: int) -> tuple[int, float]:
-    """Session and CPU seconds of a process; -1 and 0 if it is gone."""
+    """Session and CPU seconds of a process; -1 and 0 if it has ended."""
     try:
         # The name, in parentheses, may hold spaces.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
+        return -1, 0.0
+    if fields[0] in "ZX":  # nobody has waited for it yet
         return -1, 0.0
     return int(fields[3]), (int(fields[11]) + int(fields[12])) / CLOCK_TICKS_PER_S

@@ -25,16 +25,20 @@ from benchmark.scheduler_comparison.report import machine, spread_text, versions
 OUTPUT_FLAGS = ("--json", "--markdown")
 
 EXPLANATION = """\
-All systems of a part are up at once and idle while another one is measured; they take turns, and \
-a different one goes first in every repeat. Figures are medians over the repeats with the lowest \
-and the highest in brackets; ratios are taken repeat by repeat. For times, a ratio below 1 means \
-that the first of the two is faster, for tokens/s one above 1. Absolute figures depend on the \
-machine: compare within a table.
+All systems of a part are up at once; they take turns, and a different one goes first in every \
+repeat. Before one is measured, the others have come to rest (vLLM spins on one core for a second \
+after its last request); the table above says what they used all the same. Decode steps are computed \
+on all cores by everyone. As servers SGLang with our platform and vLLM leave a core to the HTTP \
+process, by their own defaults; `torch_native` is upstream's default, all cores.
+
+Figures are medians over the repeats with the lowest and the highest in brackets; ratios are taken \
+repeat by repeat. For times, a ratio below 1 means that the first of the two is faster, for \
+tokens/s one above 1. Absolute figures depend on the machine: compare within a table.
 
 Decode steps: an offline engine gets B prompts of {prompt} random tokens that are in its prefix \
 cache but for the last, greedy, `ignore_eos`. A step is the time by which a run with the longer \
 responses exceeds one with the shorter, divided by the difference in tokens; what happens before \
-cancels out. Runs shorter than a second in all are repeated within a sample, which is their median.
+cancels out. A sample is the median of at most five such pairs of runs, as many as fit 1.5 seconds.
 
 Loads: `sglang.bench_serving` with `random-ids`, prompts and responses of {shortest} to {longest} \
 tokens, the same requests for all systems, other ones in every repeat, prefix caches emptied \

@@ -80,7 +80,14 @@ SYSTEMS = {
     )
 }
 
-REMOVED_VARIABLES = ("ECONOSERVE", "ECONOSERVE_CONFIG", "ECONOSERVE_CPU_OPS", "SGLANG_PLUGINS")
+REMOVED_VARIABLES = (
+    "ECONOSERVE",
+    "ECONOSERVE_CONFIG",
+    "ECONOSERVE_CPU_OPS",
+    "OMP_NUM_THREADS",
+    "SGLANG_PLUGINS",
+    "VLLM_CPU_OMP_THREADS_BIND",
+)
 SHARED_VARIABLES = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -96,6 +103,25 @@ def environment_of(system: System | None) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}
     return {**kept, **SHARED_VARIABLES, **dict(system.environment if system else {})}
+
+
+def offline_environment_of(system: System) -> dict[str, str]:
+    """The environment of an offline engine: every system computes on all cores.
+
+    Nothing else runs then. As a server each system keeps its own default, which leaves a core to
+    the HTTP process (``torch_native``: torch's default, all cores).
+
+    Args:
+        system: the system.
+
+    Returns:
+        ``environment_of`` with the number of threads.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    threads = {"OMP_NUM_THREADS": str(len(cores))}
+    if system.name == VLLM:
+        threads["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+    return environment_of(system) | threads
 
 
 def _sglang_arguments(system: System, model: Path, kvc_tokens: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Layers that the kernel does not cover (cross attention, encoders, unusual head s
 types) go to ``torch_native``, whose loops over requests cover everything.
 """
 
+import gc
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -21,8 +22,9 @@ from econoserve.platform import operators
 from econoserve.platform.cpu import ATTENTION_BACKEND
 from econoserve.platform.decode import DecodeRecordings
 from econoserve.platform.kernels import ELEMENTS
-from econoserve.platform.kernels.attention import Batch, Pool, Shape, attend
+from econoserve.platform.kernels.attention import attend
 from econoserve.platform.kernels.attention import kernel as compile_attention
+from econoserve.platform.kernels.batch import Batch, Pool, Shape
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -54,6 +56,7 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
         self._batch: Batch | None = None
         self._pools: dict[int, Pool | None] = {}
         self._table = self.req_to_token_pool.req_to_token
+        self._started = False
         self._compile(model_runner)
 
     def _compile(self, model_runner: "ModelRunner") -> None:
@@ -77,6 +80,17 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
         if took_s > 2:
             logger.info("compiled the CPU kernels in %.0f s; the next start finds them", took_s)
 
+    def _start(self) -> None:
+        """What is due once, when the process is complete: at the first forward pass."""
+        self._started = True
+        if self._model_runner.decode_cuda_graph_runner is None and operators.enabled():
+            # Upstream builds graph runners on a CPU only with --enable-torch-compile.
+            self._model_runner.decode_cuda_graph_runner = DecodeRecordings(self._model_runner)
+        # Modules and classes stay: without this a full garbage collection walks over all of them
+        # and stops the server for half a second now and then.
+        gc.collect()
+        gc.freeze()
+
     def init_forward_metadata(self, forward_batch: "ForwardBatch") -> None:
         """Cut the batch into work items, for all layers.
 
@@ -84,9 +98,8 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
             forward_batch: what this forward pass computes.
         """
         super().init_forward_metadata(forward_batch)
-        if self._model_runner.decode_cuda_graph_runner is None:
-            # Upstream builds graph runners on a CPU only with --enable-torch-compile.
-            self._model_runner.decode_cuda_graph_runner = DecodeRecordings(self._model_runner)
+        if not self._started:
+            self._start()
         if forward_batch.forward_mode.is_idle():
             self._batch = None
             return

@@ -78,7 +78,10 @@ class EconoCpuPlatform(CpuDeviceMixin, SRTPlatform):
         import econoserve.platform.operators
         import econoserve.platform.threads
 
+        if not econoserve.platform.operators.enabled():
+            return
         server_args = get_server_args()
         ranks = server_args.tp_size * server_args.dp_size // server_args.nnodes
         econoserve.platform.threads.apply(max(1, ranks))
         econoserve.platform.operators.install_in(model)
+        econoserve.platform.operators.meet_row_counts(model)

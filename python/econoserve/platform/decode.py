@@ -16,7 +16,7 @@ from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.model_executor.forward_context import forward_context, get_forward_context
 from sglang.srt.runtime_context import get_parallel
 
-from econoserve.platform.kernels.attention import Batch
+from econoserve.platform.kernels.batch import Batch
 from econoserve.platform.operators import round_up
 from econoserve.platform.recording import NotRecordable, Recording
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MOST_REQUESTS = 64
+MOST_REQUESTS = 256
 """Batch size up to which iterations are recorded; beyond, arithmetic outweighs Python."""
 MEMORY_BYTES = 256 << 20
 """Memory for all recordings together; larger models have less to gain and stay without."""

@@ -33,6 +33,11 @@ from econoserve.platform.kernels import linear as few_rows
 ENVIRONMENT_VARIABLE = "ECONOSERVE_CPU_OPS"
 """``0`` leaves SGLang's own operators in place."""
 
+_SMALL_WEIGHT = 1 << 20
+"""Elements of a weight up to which its multiplications are compiled at start."""
+_MOST_PROMPT_TOKENS = 512
+_MOST_LAST_TOKENS = 64
+
 _ROTARY_CLASSES = (
     RotaryEmbedding,
     LinearScalingRotaryEmbedding,
@@ -49,7 +54,7 @@ def install(platform_key: str) -> None:
     Args:
         platform_key: the platform's dispatch key.
     """
-    if not _enabled():
+    if not enabled():
         return
     BaseFusedOp.register_oot_forward(RMSNorm, _rms_norm, platform_key)
     BaseFusedOp.register_oot_forward(SiluAndMul, _silu_and_mul, platform_key)
@@ -58,7 +63,12 @@ def install(platform_key: str) -> None:
             BaseFusedOp.register_oot_forward(rotary, _rotate, platform_key)
 
 
-def _enabled() -> bool:
+def enabled() -> bool:
+    """Whether this process runs our operators rather than SGLang's own plain-torch ones.
+
+    Returns:
+        False if the environment says ``ECONOSERVE_CPU_OPS=0``.
+    """
     return os.environ.get(ENVIRONMENT_VARIABLE, "1") != "0"
 
 
@@ -68,7 +78,7 @@ def install_in(model: torch.nn.Module) -> None:
     Args:
         model: the model, its weights loaded; changed in place.
     """
-    if not _enabled():
+    if not enabled():
         return
     for module in model.modules():
         method = type(getattr(module, "quant_method", None))
@@ -78,13 +88,35 @@ def install_in(model: torch.nn.Module) -> None:
             module.quant_method = CpuEmbeddingMethod()
 
 
+def meet_row_counts(model: torch.nn.Module) -> None:
+    """Let oneDNN compile a small bfloat16 model's multiplications before requests wait for it.
+
+    Larger weights are left out: there the compilation is short beside the multiplication.
+
+    Args:
+        model: the model after ``install_in``.
+    """
+    shapes = {
+        (module.weight.shape, isinstance(module.quant_method, CpuEmbeddingMethod))
+        for module in model.modules()
+        if isinstance(getattr(module, "quant_method", None), CpuLinearMethod | CpuEmbeddingMethod)
+        and module.weight.dtype == torch.bfloat16
+        and module.weight.numel() <= _SMALL_WEIGHT
+    }
+    for (outputs, inputs), only_last_tokens in sorted(shapes):
+        weight = torch.zeros((outputs, inputs), dtype=torch.bfloat16)
+        most = _MOST_LAST_TOKENS if only_last_tokens else _MOST_PROMPT_TOKENS
+        for rows in sorted({round_up(rows) for rows in range(few_rows.MOST_ROWS + 1, most + 1)}):
+            F.linear(torch.zeros((rows, inputs), dtype=torch.bfloat16), weight)
+
+
 def compile_all(dtype: torch.dtype) -> None:
     """Compile our operators, or find them in Numba's cache on disk.
 
     Args:
         dtype: element type of the activations.
     """
-    if not _enabled():
+    if not enabled():
         return
     source, target = torch.ones(64, dtype=dtype), torch.ones(64, dtype=dtype)
     position = torch.zeros(1, dtype=torch.int64)

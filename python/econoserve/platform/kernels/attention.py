@@ -9,15 +9,14 @@ online one. Sums are float32, whatever the pool holds.
 """
 
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 from numba import carray, cfunc, njit
 
+from econoserve.platform.kernels.batch import TILE_QUERIES, Batch, Pool, Shape
 from econoserve.platform.kernels.launch import WORDS, Kernel
 from econoserve.platform.kernels.lowlevel import exp, load, pointer, prefetch, store, take_next
 
-TILE_QUERIES = 32
 TILE_KEYS = 64
 _FEW_ROWS = 4
 """Query rows (query tokens times heads per KV head) up to which keys are not gathered first."""
@@ -52,90 +51,6 @@ _LEAST = np.float32(-1e30)
     _HEAD_PARTS,
     _SCALE,
 ) = range(20)
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one forward pass attends to; the same for all layers.
-
-    Attributes:
-        rows: row of each request in the table of slots; int64, shape [requests].
-        lengths: tokens of each request's context, its query tokens included; int64, [requests].
-        offsets: index of each request's first query token, and their total at the end; int64,
-            [requests + 1].
-        item_request: request of each work item; int64, [items].
-        item_first: first query token of each work item within its request; int64, [items].
-    """
-
-    rows: np.ndarray
-    lengths: np.ndarray
-    offsets: np.ndarray
-    item_request: np.ndarray
-    item_first: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, lengths: np.ndarray, queries: np.ndarray | None) -> "Batch":
-        """Cut a batch into work items.
-
-        Args:
-            rows: as the attribute.
-            lengths: as the attribute.
-            queries: query tokens of each request, int64, [requests]; None means one each.
-
-        Returns:
-            The batch.
-        """
-        count = len(rows)
-        if queries is None:
-            requests = np.arange(count + 1, dtype=np.int64)
-            return cls(rows, lengths, requests, requests[:count], np.zeros(count, np.int64))
-        offsets = np.zeros(count + 1, np.int64)
-        np.cumsum(queries, out=offsets[1:])
-        tiles = -(-queries // TILE_QUERIES)
-        item_request = np.repeat(np.arange(count, dtype=np.int64), tiles)
-        first_item = np.repeat(np.cumsum(tiles) - tiles, tiles)
-        item_first = (np.arange(len(item_request)) - first_item) * TILE_QUERIES
-        return cls(rows, lengths, offsets, item_request, item_first)
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """What a kernel is compiled for.
-
-    Attributes:
-        head_dim: elements of one head.
-        group: query heads per KV head.
-        query: element type of queries and outputs, ``"float32"`` or ``"uint16"`` for bfloat16.
-        pool: element type of the KV pool, likewise.
-    """
-
-    head_dim: int
-    group: int
-    query: str
-    pool: str
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """The KV cache of one layer and where each request's tokens lie in it.
-
-    Attributes:
-        keys: address of [slots, kv_heads, head_dim].
-        values: address of an array of the same shape.
-        slots: slots in the pool.
-        kv_heads: heads of keys and values.
-        table: address of int32 [table_rows, table_stride], the slot of each token of each row.
-        table_stride: entries per row.
-        table_rows: rows.
-    """
-
-    keys: int
-    values: int
-    slots: int
-    kv_heads: int
-    table: int
-    table_stride: int
-    table_rows: int
 
 
 def attend(
@@ -281,11 +196,12 @@ def _attend_tile(
 ):  # fmt: skip
     """`count` query tokens that follow `before` tokens, for one KV head."""
     rows = count * group
-    q = np.empty((rows, head_dim), np.float32)
-    total = np.zeros((rows, head_dim), np.float32)
-    weight = np.empty(TILE_KEYS, np.float32)
-    top = np.full(rows, _LEAST, np.float32)
-    norm = np.zeros(rows, np.float32)
+    padded = (rows + 3) // 4 * 4
+    q = np.zeros((padded, head_dim), np.float32)
+    total = np.zeros((padded, head_dim), np.float32)
+    weight = np.empty((4, TILE_KEYS), np.float32)
+    top = np.full(padded, _LEAST, np.float32)
+    norm = np.zeros(padded, np.float32)
     key_tile = np.zeros((head_dim, TILE_KEYS), np.float32)
     value_tile = np.zeros((TILE_KEYS, head_dim), np.float32)
     for row in range(rows):
@@ -302,51 +218,62 @@ def _attend_tile(
                 value_tile[t, e] = load(values[slot, head, e])
         # Columns past the last token of the context are left over from the tile before or
         # zero; their weights are zero.
-        for row in range(rows):
-            seen = min(before + row // group + 1 - first, tokens)
-            if seen <= 0:
+        for block in range(0, padded, 4):
+            if before + min(block + 3, rows - 1) // group < first:
                 continue
+            # Four rows at a time: a key or value is loaded once for four products.
             for t in range(TILE_KEYS):
-                weight[t] = np.float32(0)
-            for e in range(0, head_dim, 4):
-                a = q[row, e]
-                b = q[row, e + 1]
-                c = q[row, e + 2]
-                d = q[row, e + 3]
+                weight[0, t] = np.float32(0)
+                weight[1, t] = np.float32(0)
+                weight[2, t] = np.float32(0)
+                weight[3, t] = np.float32(0)
+            for e in range(0, head_dim, 2):
+                a0, a1 = q[block, e], q[block, e + 1]
+                b0, b1 = q[block + 1, e], q[block + 1, e + 1]
+                c0, c1 = q[block + 2, e], q[block + 2, e + 1]
+                d0, d1 = q[block + 3, e], q[block + 3, e + 1]
                 for t in range(TILE_KEYS):
-                    weight[t] += (
-                        a * key_tile[e, t]
-                        + b * key_tile[e + 1, t]
-                        + c * key_tile[e + 2, t]
-                        + d * key_tile[e + 3, t]
-                    )
-            highest = top[row]
-            for t in range(seen):
-                highest = max(highest, weight[t])
-            shrink = exp(top[row] - highest)
-            top[row] = highest
-            for t in range(TILE_KEYS):
-                weight[t] = exp(weight[t] - highest)
-            for t in range(seen, TILE_KEYS):
-                weight[t] = np.float32(0)
-            sum_of_weights = np.float32(0)
-            for t in range(TILE_KEYS):
-                sum_of_weights += weight[t]
-            norm[row] = norm[row] * shrink + sum_of_weights
-            for e in range(head_dim):
-                total[row, e] *= shrink
-            for t in range(0, seen, 4):
-                a = weight[t]
-                b = weight[t + 1]
-                c = weight[t + 2]
-                d = weight[t + 3]
+                    x = key_tile[e, t]
+                    y = key_tile[e + 1, t]
+                    weight[0, t] += a0 * x + a1 * y
+                    weight[1, t] += b0 * x + b1 * y
+                    weight[2, t] += c0 * x + c1 * y
+                    weight[3, t] += d0 * x + d1 * y
+            most = 0
+            for i in range(4):
+                row = block + i
+                seen = min(before + row // group + 1 - first, tokens)
+                if row >= rows or seen < 0:
+                    seen = 0
+                most = max(most, seen)
+                w = weight[i]
+                highest = top[row]
+                for t in range(seen):
+                    highest = max(highest, w[t])
+                shrink = exp(top[row] - highest)
+                top[row] = highest
+                for t in range(TILE_KEYS):
+                    w[t] = exp(w[t] - highest)
+                for t in range(seen, TILE_KEYS):
+                    w[t] = np.float32(0)
+                sum_of_weights = np.float32(0)
+                for t in range(TILE_KEYS):
+                    sum_of_weights += w[t]
+                norm[row] = norm[row] * shrink + sum_of_weights
                 for e in range(head_dim):
-                    total[row, e] += (
-                        a * value_tile[t, e]
-                        + b * value_tile[t + 1, e]
-                        + c * value_tile[t + 2, e]
-                        + d * value_tile[t + 3, e]
-                    )
+                    total[row, e] *= shrink
+            for t in range(0, most, 2):
+                a0, a1 = weight[0, t], weight[0, t + 1]
+                b0, b1 = weight[1, t], weight[1, t + 1]
+                c0, c1 = weight[2, t], weight[2, t + 1]
+                d0, d1 = weight[3, t], weight[3, t + 1]
+                for e in range(head_dim):
+                    x = value_tile[t, e]
+                    y = value_tile[t + 1, e]
+                    total[block, e] += a0 * x + a1 * y
+                    total[block + 1, e] += b0 * x + b1 * y
+                    total[block + 2, e] += c0 * x + c1 * y
+                    total[block + 3, e] += d0 * x + d1 * y
     heads = output.shape[0] // count // head_dim
     for row in range(rows):
         at = (row // group * heads + head * group + row % group) * head_dim

@@ -1,0 +1,57 @@
+"""Recorded decode iterations yield the logits of those computed by SGLang's Python."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from econoserve.platform.decode import MOST_REQUESTS
+
+WORKER = Path(__file__).with_name("decode_worker.py")
+
+
+@pytest.fixture(scope="module")
+def iterations(tmp_path_factory):
+    """What the worker saw, a row per decode iteration."""
+    output = tmp_path_factory.mktemp("decode") / "result.json"
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(output)],
+        env={**os.environ, "ECONOSERVE_CPU_OPS": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return json.loads(output.read_text())
+
+
+def test_small_batches_are_recorded_once_per_size(iterations):
+    recorded = [one for one in iterations if one["recorded"]]
+    assert len(recorded) >= 30
+    # 5, 7 and 8 requests share a recording, and so do 37, 33 and 40.
+    assert [one["size"] for one in recorded if one["new"]] == [3, 1, 2, 5, 4, 37, 64]
+    # The first of all iterations makes the recorder, and is not recorded.
+    assert [one["size"] for one in iterations if not one["recorded"]] == []
+    assert not any(one["recorded"] for one in iterations if one["size"] > MOST_REQUESTS)
+
+
+def test_logits_do_not_depend_on_recordings(iterations):
+    for one in iterations:
+        assert one["requests"] == one["size"]
+        assert one["finite"] and one["spread"] > 0.5
+        assert not one["eager_recorded"]
+        assert one["repeated"] == 0
+        assert one["without"] < 1e-4, one
+
+
+def test_logits_equal_torch_natives(iterations):
+    assert max(one["native"] for one in iterations) < 1e-4
+
+
+def test_a_recorded_iteration_writes_its_own_slots_only(iterations):
+    for one in iterations:
+        assert one["foreign_slots"] == one["unwritten"] == []
