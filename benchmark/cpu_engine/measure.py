@@ -61,7 +61,7 @@ BATCHES = (1, 8, 32, 128)
 FULL_SPAN = Span(39, 103)
 QUICK_SPAN = Span(4, 36)
 FULL = {
-    TINY: Size(5, 5, BATCHES, FULL_SPAN, Load(200), Load(100, 4.0), Load(64)),
+    TINY: Size(5, 5, BATCHES, FULL_SPAN, Load(200), Load(60, 4.0), Load(64)),
     MEDIUM: Size(5, 5, BATCHES, FULL_SPAN, Load(60), Load(30, 1.0), Load(32)),
 }
 QUICK = {

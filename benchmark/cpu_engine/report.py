@@ -27,9 +27,9 @@ OUTPUT_FLAGS = ("--json", "--markdown")
 EXPLANATION = """\
 All systems of a part are up at once; they take turns, and a different one goes first in every \
 repeat. Before one is measured, the others have come to rest (vLLM spins on one core for a second \
-after its last request); the table above says what they used all the same. Decode steps are computed \
-on all cores by everyone. As servers SGLang with our platform and vLLM leave a core to the HTTP \
-process, by their own defaults; `torch_native` is upstream's default, all cores.
+after its last request); the table above says what they used all the same. Decode steps are \
+computed on all cores by everyone. As servers SGLang with our platform and vLLM leave a core to \
+the HTTP process, by their own defaults; `torch_native` is upstream's default, all cores.
 
 Figures are medians over the repeats with the lowest and the highest in brackets; ratios are taken \
 repeat by repeat. For times, a ratio below 1 means that the first of the two is faster, for \

@@ -1,11 +1,13 @@
 """Decode iterations recorded, repeated and computed without recordings, for ``test_decode``.
 
-Run as a program in a process of its own, with an output file: SGLang's model runner is global.
+Run as a program in a process of its own, since SGLang's model runner is global:
+``decode_worker.py OUTPUT.json MOST_REQUESTS``, the most to record.
 """
 
 import json
 import random
 import sys
+from array import array
 from pathlib import Path
 
 import torch
@@ -19,6 +21,8 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
 
 from econoserve import demo_model
+from econoserve.platform import decode
+from econoserve.platform.recording import NotRecordable
 
 SIZES = (3, 1, 2, 5, 7, 8, 4, 37, 33, 40, 64, 65)
 """Numbers of requests; between two that are recorded alike lies another."""
@@ -43,8 +47,6 @@ def model_runner():
 
 
 def prompts(count, rng):
-    from array import array
-
     requests = []
     for number in range(count):
         ids = array("q", [rng.randrange(5, 4000) for _ in range(rng.randrange(1, 80))])
@@ -57,21 +59,37 @@ def prompts(count, rng):
 
 
 def main():
+    decode.MOST_REQUESTS = int(sys.argv[2])
     wrapper = model_runner()
     runner = wrapper.torch_runner
     pool = runner.token_to_kv_pool
     buffers = [*pool.k_buffer, *pool.v_buffer]
     rng = random.Random(2)
     rows = []
-    for size in SIZES:
+
+    def run(case, size):
         wrapper.clear()
         for buffer in buffers:
             buffer.fill_(torch.nan)
         ids, _, batch = wrapper.extend(prompts(size, rng))
         for _ in range(STEPS):
             row, ids = compare(runner, batch, ids, buffers)
-            rows.append({"size": size, **row})
+            rows.append({"case": case, "size": size, **row})
+
+    for size in SIZES:
+        run("usual", size)
+    only_logits = decode._only_logits
+    decode._only_logits = refuse
+    run("not recordable", 12)
+    decode._only_logits = only_logits
+    decode.MEMORY_BYTES = 0
+    run("no memory", 16)
+    run("no memory", 7)
     Path(sys.argv[1]).write_text(json.dumps(rows))
+
+
+def refuse(output):
+    raise NotRecordable("for the test")
 
 
 @torch.no_grad()

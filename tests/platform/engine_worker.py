@@ -1,10 +1,12 @@
 """Greedy outputs of stock SGLang on the CPU platform, for ``test_engine``.
 
-Run as a program in a process of its own: ``engine_worker.py OUTPUT.json KEYWORDS.json``.
+Run as a program in a process of its own: ``engine_worker.py OUTPUT.json SYSTEMS.json``. A system
+has a name, a value of ``ECONOSERVE_CPU_OPS``, and keyword arguments of ``Engine``.
 """
 
 import asyncio
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -57,8 +59,8 @@ def log_probabilities(results, which):
     return [value for value, *_ in tokens if value is not None]
 
 
-def main():
-    output, keywords = sys.argv[1:3]
+def serve(operators, **keywords):
+    os.environ["ECONOSERVE_CPU_OPS"] = operators
     engine = Engine(
         model_path=str(demo_model.ensure()),
         device="cpu",
@@ -68,7 +70,7 @@ def main():
         enable_mixed_chunk=True,
         decode_log_interval=1,
         log_level="info",
-        **json.loads(keywords),
+        **keywords,
     )
     crowd, scored = requests()
     outputs = engine.loop.run_until_complete(run_all(engine, crowd))
@@ -83,8 +85,16 @@ def main():
         "output": log_probabilities(with_scores, "output"),
         "attention_backend": engine.get_server_info()["attention_backend"],
     }
-    Path(output).write_text(json.dumps(result))
     engine.shutdown()
+    return result
+
+
+def main():
+    results = {}
+    for name, (operators, keywords) in json.loads(sys.argv[2]).items():
+        print(f"ENGINE {name}", flush=True)
+        results[name] = serve(operators, **keywords)
+    Path(sys.argv[1]).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -6,35 +6,12 @@ import re
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 DECODE = re.compile(r"Decode batch.*#running-req: (\d+).*cpu graph: (True|False)")
-
-
-def run_engine(folder, operators, **keywords):
-    """Run the worker.
-
-    Returns:
-        Its result, and its log.
-    """
-    output = folder / "result.json"
-    environment = {**os.environ, "ECONOSERVE_CPU_OPS": operators, "OMP_NUM_THREADS": "1"}
-    environment.pop("ECONOSERVE", None)
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(output), json.dumps(keywords)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log[-6000:]
-    return json.loads(output.read_text()), log
 
 
 SYSTEMS = {
@@ -46,13 +23,23 @@ SYSTEMS = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Every system's result and log; they start side by side, since that takes most of the time."""
-    with ThreadPoolExecutor() as pool:
-        futures = {
-            name: pool.submit(run_engine, tmp_path_factory.mktemp(name), operators, **keywords)
-            for name, (operators, keywords) in SYSTEMS.items()
-        }
-        return {name: future.result() for name, future in futures.items()}
+    """Each system's result and log."""
+    output = tmp_path_factory.mktemp("engine") / "results.json"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("ECONOSERVE", None)
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(output), json.dumps(SYSTEMS)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    results = json.loads(output.read_text())
+    logs = dict(part.split("\n", 1) for part in done.stdout.split("ENGINE ")[1:])
+    return {name: (results[name], logs[name]) for name in SYSTEMS}
 
 
 @pytest.fixture

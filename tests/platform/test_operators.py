@@ -91,6 +91,12 @@ def test_rms_norm_of_a_sum_overwrites_both(dtype, threads, shape):
     assert out.data_ptr() == x.data_ptr() and total.data_ptr() == residual.data_ptr()
 
 
+def test_rms_norm_of_small_numbers_is_held_up_by_epsilon():
+    norm = norm_of(64, FLOAT, eps=1e-3)
+    x = torch.randn(3, 64) / 100
+    assert_close(norm(x), norm.forward_native(x))
+
+
 def test_rms_norm_keeps_a_nan_in_its_row():
     x = torch.randn(4, 64)
     x[2, 5] = torch.nan
@@ -310,6 +316,16 @@ def test_bfloat16_rows_are_padded_to_sizes_met_before(monkeypatch):
     for rows in range(5, 129):
         layer.quant_method.apply(layer, torch.randn(rows, 64).bfloat16())
     assert len(sizes) <= 24
+
+
+@pytest.mark.parametrize(("dtype", "sizes"), ((FLOAT, set()), (BFLOAT, {8, 32, 64, 512})), ids=str)
+def test_bfloat16_sizes_are_met_before_the_first_request(dtype, sizes, monkeypatch):
+    met = set()
+    torchs = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, *rest: met.add(len(x)) or torchs(x, *rest))
+    operators.meet_row_counts(installed_in(Layer(10, 64, dtype)))
+    assert bool(met) == bool(sizes)
+    assert sizes <= met == {operators.round_up(rows) for rows in met}
 
 
 def test_the_environment_leaves_sglangs_operators_in_place(monkeypatch):

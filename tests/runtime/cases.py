@@ -132,7 +132,6 @@ def main():
         model_path=str(demo_model.ensure()),
         device="cpu",
         dtype="float32",
-        attention_backend="torch_native",
         random_seed=1,
         **json.loads(options),
     )

@@ -26,7 +26,6 @@ def main():
         model_path=str(demo_model.ensure()),
         device="cpu",
         dtype="float32",
-        attention_backend="torch_native",
         tp_size=2,
         max_total_tokens=768,
         econoserve_tfs=48,

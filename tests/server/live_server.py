@@ -30,7 +30,7 @@ LOG_TAIL_LINES = 100
 
 KVC_TOKENS = 1024
 FLAGS = (
-    *("--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native"),
+    *("--device", "cpu", "--dtype", "float32"),
     *("--max-total-tokens", str(KVC_TOKENS), "--econoserve-tfs", "64"),
     *("--log-level-http", "warning", "--sleep-on-idle"),
     *("--econoserve-on-error", "crash", "--constrained-json-disable-any-whitespace"),

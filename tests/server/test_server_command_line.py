@@ -35,7 +35,12 @@ UNSUPPORTED = {
     "--page-size 16": "set --page-size 1",
     "--chunked-prefill-size -1": "give --chunked-prefill-size a positive number",
 }
-SUPPORTED = ("--econoserve-tfs 32 --econoserve-length-order longer", "--chunked-prefill-size 256")
+SUPPORTED = (
+    "--econoserve-tfs 32 --econoserve-length-order longer",
+    "--chunked-prefill-size 256",
+    "--attention-backend torch_native",
+    "--attention-backend econoserve_cpu",
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def outcomes() -> dict[str, dict]:
     # Without the model, so that a wrong flag is seen before anything is read.
     lines = {line: line.split() for line in (*WRONG_FLAGS, "--help")}
     base = ["--model-path", str(demo_model.ensure()), "--device", "cpu"]
-    base += ["--attention-backend", "torch_native", "--dtype", "float32"]
+    base += ["--dtype", "float32"]
     lines |= {line: [*base, *line.split()] for line in (*SUPPORTED, *UNSUPPORTED)}
     done = subprocess.run(
         [sys.executable, str(RUNNER)],

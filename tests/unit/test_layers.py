@@ -53,6 +53,14 @@ def test_only_the_sglang_side_imports_sglang():
         assert "sglang" not in tops, path
 
 
+def test_kernels_know_nothing_of_sglang():
+    for path in modules("platform/kernels"):
+        for name in imported(path):
+            assert name.split(".")[0] != "sglang", f"{path.name} imports {name}"
+            if name.startswith("econoserve"):
+                assert name.startswith("econoserve.platform.kernels"), f"{path.name}: {name}"
+
+
 def test_patches_do_not_depend_on_the_runtime():
     import econoserve.patches
 

@@ -55,6 +55,7 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
         self._model_runner = model_runner
         self._batch: Batch | None = None
         self._pools: dict[int, Pool | None] = {}
+        self._reasons: set[str] = set()
         self._table = self.req_to_token_pool.req_to_token
         self._started = False
         self._compile(model_runner)
@@ -62,11 +63,14 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
     def _compile(self, model_runner: "ModelRunner") -> None:
         """Compile the kernels before the first request needs them."""
         model = model_runner.model_config
-        if model.dtype not in ELEMENTS or self.token_to_kv_pool.dtype not in ELEMENTS:
+        if model.dtype not in ELEMENTS:
+            return
+        start_s = time.perf_counter()
+        operators.compile_all(model.dtype)
+        if self.token_to_kv_pool.dtype not in ELEMENTS:
             return
         ranks = get_parallel().attn_tp_size
         heads = model.num_attention_heads // ranks
-        start_s = time.perf_counter()
         compile_attention(
             Shape(
                 model.head_dim,
@@ -75,17 +79,19 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
                 ELEMENTS[self.token_to_kv_pool.dtype],
             )
         )
-        operators.compile_all(model.dtype)
         took_s = time.perf_counter() - start_s
         if took_s > 2:
             logger.info("compiled the CPU kernels in %.0f s; the next start finds them", took_s)
 
-    def _start(self) -> None:
-        """What is due once, when the process is complete: at the first forward pass."""
-        self._started = True
-        if self._model_runner.decode_cuda_graph_runner is None and operators.enabled():
+    def _complete(self) -> None:
+        """What can only be done when the model runner is complete: at the first forward pass."""
+        runner = self._model_runner
+        if runner.decode_cuda_graph_runner is None and runner.attn_backend is self:
             # Upstream builds graph runners on a CPU only with --enable-torch-compile.
-            self._model_runner.decode_cuda_graph_runner = DecodeRecordings(self._model_runner)
+            runner.decode_cuda_graph_runner = DecodeRecordings(runner, self)
+        if self._started:
+            return
+        self._started = True
         # Modules and classes stay: without this a full garbage collection walks over all of them
         # and stops the server for half a second now and then.
         gc.collect()
@@ -98,8 +104,8 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
             forward_batch: what this forward pass computes.
         """
         super().init_forward_metadata(forward_batch)
-        if not self._started:
-            self._start()
+        if operators.enabled():
+            self._complete()
         if forward_batch.forward_mode.is_idle():
             self._batch = None
             return
@@ -170,6 +176,11 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
         q = q.reshape(-1, width)
         if q.stride(1) != 1:
             q = q.contiguous()
+        if q.shape[0] < batch.offsets[-1]:
+            raise ValueError(
+                f"q has {q.shape[0]} tokens, the batch {batch.offsets[-1]}: its metadata are of "
+                "another forward pass"
+            )
         if q.shape[0] == batch.offsets[-1]:
             out = torch.empty(q.shape, dtype=q.dtype)
         else:  # padding tokens belong to no request
@@ -215,7 +226,13 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
                     table_rows=self._table.shape[0],
                 )
             reason = "its KV cache is not contiguous"
-        logger.warning("layer %d: %s; torch_native computes it", layer.layer_id, reason)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            logger.warning(
+                "layer %d and others like it: %s; torch_native computes them",
+                layer.layer_id,
+                reason,
+            )
         return None
 
     def _unsupported(self, layer: "RadixAttention") -> str | None:

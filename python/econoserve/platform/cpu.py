@@ -81,7 +81,8 @@ class EconoCpuPlatform(CpuDeviceMixin, SRTPlatform):
         if not econoserve.platform.operators.enabled():
             return
         server_args = get_server_args()
-        ranks = server_args.tp_size * server_args.dp_size // server_args.nnodes
+        replicas = 1 if server_args.enable_dp_attention else server_args.dp_size
+        ranks = server_args.tp_size * server_args.pp_size * replicas // server_args.nnodes
         econoserve.platform.threads.apply(max(1, ranks))
         econoserve.platform.operators.install_in(model)
         econoserve.platform.operators.meet_row_counts(model)

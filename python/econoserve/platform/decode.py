@@ -7,7 +7,7 @@ recorded, or must not, runs as before.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
+    from econoserve.platform.attention import CpuAttentionBackend
+
 logger = logging.getLogger(__name__)
 
 MOST_REQUESTS = 256
 """Batch size up to which iterations are recorded; beyond, arithmetic outweighs Python."""
 MEMORY_BYTES = 256 << 20
-"""Memory for all recordings together; larger models have less to gain and stay without."""
+"""Memory for all recordings together; what does not fit runs as before."""
 
 # Where the requests that fill a batch up to a recorded size read and write: SGLang keeps slot 0 of
 # the KV cache and row 0 of the table for this.
@@ -50,6 +52,9 @@ class _Inputs:
     def of_size(cls, requests: int) -> "_Inputs":
         return cls(*(torch.empty(requests, dtype=torch.int64) for _ in range(5)))
 
+    def by_name(self) -> dict[str, torch.Tensor]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     def fill(self, forward_batch: "ForwardBatch") -> None:
         count = forward_batch.batch_size
         for name, filler in (
@@ -67,10 +72,11 @@ class _Inputs:
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A recorded iteration, and all memory that its kernels know by address only."""
+    """A recorded iteration, and what its kernels know by address only."""
 
     inputs: _Inputs
     batch: Batch
+    weights: tuple[torch.Tensor, ...]
     recording: Recording
     logits: torch.Tensor
 
@@ -79,16 +85,19 @@ class DecodeRecordings:
     """SGLang's decode graph runner on our platform.
 
     Args:
-        model_runner: SGLang's model runner with our attention backend.
+        model_runner: SGLang's model runner.
+        backend: its attention backend.
 
     Attributes:
         capture_bs: batch sizes recorded at start; none, since they are recorded when they occur.
     """
 
-    def __init__(self, model_runner: "ModelRunner") -> None:
+    def __init__(self, model_runner: "ModelRunner", backend: "CpuAttentionBackend") -> None:
         self.capture_bs: list[int] = []
         self._model_runner = model_runner
+        self._backend = backend
         self._recorded: dict[int, _Recorded] = {}
+        self._too_large: set[int] = set()
         self._memory_bytes = 0
         parallel = get_parallel()
         self._enabled = (
@@ -117,6 +126,7 @@ class DecodeRecordings:
             and forward_batch.input_embeds is None
             and forward_batch.spec_info is None
             and not any(forward_batch.lora_ids or ())
+            and round_up(forward_batch.batch_size) not in self._too_large
         )
 
     def execute(
@@ -132,7 +142,7 @@ class DecodeRecordings:
             The logits, float32 [requests, vocabulary]; valid until the next iteration.
         """
         count = forward_batch.batch_size
-        size = min(round_up(count), MOST_REQUESTS)
+        size = round_up(count)
         recorded = self._recorded.get(size)
         if recorded is None:
             recorded = self._record(size, forward_batch)
@@ -144,46 +154,51 @@ class DecodeRecordings:
         return LogitsProcessorOutput(next_token_logits=recorded.logits[:count])
 
     def _record(self, size: int, forward_batch: "ForwardBatch") -> _Recorded | None:
-        if self._memory_bytes > MEMORY_BYTES:
-            self._enabled = bool(self._recorded)
-            return None
         inputs = _Inputs.of_size(size)
         inputs.fill(forward_batch)
         batch = Batch.of(inputs.req_pool_indices.numpy(), inputs.seq_lens.numpy(), None)
-        self._model_runner.attn_backend.use(batch)
+        self._backend.use(batch)
         recording = Recording()
         try:
             with recording.record():
                 output = self._run(inputs, size, forward_batch)
             logits = _only_logits(output)
-        except NotRecordable as problem:
-            logger.warning("decode iterations are not recorded: %s", problem)
+        except Exception as problem:
+            # The model wants more than tokens, or does not do the same each time. The eager runner
+            # computes this iteration again.
+            logger.warning("decode iterations are not recorded: %r", problem)
             self._enabled = False
             return None
         first = logits.clone()
+        recording.spoil()
         recording.replay()
         if not torch.equal(first, logits):
             logger.warning("decode iterations are not recorded: a repetition differed")
             self._enabled = False
             return None
-        self._memory_bytes += recording.memory_bytes
-        self._recorded[size] = _Recorded(inputs, batch, recording, logits)
-        return self._recorded[size]
+        model = self._model_runner.model
+        weights = (*(p.data for p in model.parameters()), *model.buffers())
+        recorded = _Recorded(inputs, batch, weights, recording, logits)
+        if self._memory_bytes + recording.memory_bytes <= MEMORY_BYTES:
+            self._memory_bytes += recording.memory_bytes
+            self._recorded[size] = recorded
+        else:
+            self._too_large.add(size)
+        return recorded
 
     def _run(self, inputs: _Inputs, size: int, forward_batch: "ForwardBatch") -> object:
-        runner = self._model_runner
+        # What else describes this batch would be out of date at the next: a model that reads it
+        # must fail now.
+        per_batch = {
+            field.name: None
+            for field in fields(forward_batch)
+            if isinstance(getattr(forward_batch, field.name), torch.Tensor | list)
+        }
         batch = replace(
-            forward_batch,
-            batch_size=size,
-            input_ids=inputs.input_ids,
-            positions=inputs.positions,
-            out_cache_loc=inputs.out_cache_loc,
-            req_pool_indices=inputs.req_pool_indices,
-            seq_lens=inputs.seq_lens,
-            next_token_logits_buffer=None,
+            forward_batch, **(per_batch | inputs.by_name()), batch_size=size, seq_lens_sum=None
         )
         with torch.no_grad(), forward_context(get_forward_context(), forward_batch=batch):
-            return runner.model.forward(batch.input_ids, batch.positions, batch)
+            return self._model_runner.model.forward(batch.input_ids, batch.positions, batch)
 
 
 def _only_logits(output: object) -> torch.Tensor:

@@ -276,6 +276,7 @@ def _rotate(
         and query.stride(1) == key.stride(1) == 1
         and positions.dim() == 1
         and positions.dtype == torch.int64
+        and positions.shape[0] == query.shape[0]
         and positions.is_contiguous()
         and table.is_contiguous()
         and offsets is None

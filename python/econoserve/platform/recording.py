@@ -2,15 +2,18 @@
 
 What a CUDA graph is to a GPU: the same operators on the same addresses. The recorded function must
 do the same whatever its inputs hold; the caller changes the inputs' contents, never their place.
-Owns the memory of everything the recorded operators touch.
+Owns all memory that the recorded operators allocate; what they were given by address, the caller
+keeps. A value that reaches Python by ``tolist()`` or ``numpy()`` is not noticed.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from econoserve.platform.kernels.launch import Kernel, observed
 
@@ -23,13 +26,7 @@ _UNINITIALISED = frozenset(
         torch.ops.aten.new_empty_strided.default,
     }
 )
-_READS_VALUES = frozenset(
-    {
-        torch.ops.aten._local_scalar_dense.default,
-        torch.ops.aten.nonzero.default,
-        torch.ops.aten.masked_select.default,
-    }
-)
+_DEPENDS_ON_VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class NotRecordable(Exception):
@@ -46,6 +43,7 @@ class Recording:
     def __init__(self) -> None:
         self._steps: list[Callable[[], object]] = []
         self._kept: list[object] = []
+        self._owned: dict[int, torch.Tensor] = {}
         self._problem: str | None = None
         self.memory_bytes = 0
 
@@ -54,12 +52,20 @@ class Recording:
         """Record what runs in the block, while it runs.
 
         Raises:
-            NotRecordable: at the end of the block, if it cannot be repeated.
+            NotRecordable: before or at the end of the block, if it cannot be repeated.
         """
+        if torch.is_inference_mode_enabled():
+            raise NotRecordable("in inference mode copies cannot be told from views")
         with _Operators(self), observed(self._add_kernel):
             yield
         if self._problem is not None:
             raise NotRecordable(self._problem)
+
+    def spoil(self) -> None:
+        """Fill all floating-point memory that it owns with NaN: a replay has to write it again."""
+        for tensor in self._owned.values():
+            if tensor.is_floating_point():
+                tensor.fill_(math.nan)
 
     def replay(self) -> None:
         """Run everything again."""
@@ -72,24 +78,44 @@ class Recording:
     def _add_operator(
         self, operator: torch._ops.OpOverload, arguments: tuple, keywords: dict, result: object
     ) -> None:
-        if operator in _READS_VALUES:
-            self._problem = f"{operator} reads the contents of a tensor"
+        if _depends_on_contents(operator, arguments):
+            self._problem = f"{operator} depends on the contents of a tensor"
         self._kept.append(result)
-        aliases = [value.alias_info for value in operator._schema.returns]
-        if operator in _UNINITIALISED or any(a is not None and not a.is_write for a in aliases):
-            return  # memory without contents, or a view of memory that is kept anyway
         if operator._schema.is_mutable:
             self._steps.append(lambda: operator(*arguments, **keywords))
             return
+        sources = {tensor.untyped_storage().data_ptr() for tensor in _tensors(arguments, keywords)}
+        made = [t for t in _tensors(result) if t.untyped_storage().data_ptr() not in sources]
+        if not made:
+            return  # views of memory that is kept anyway
+        self._own(made)
+        if operator in _UNINITIALISED:
+            return
         if not isinstance(result, torch.Tensor):
             self._problem = f"{operator} returns {type(result).__name__}"
-            return
-        self.memory_bytes += result.untyped_storage().nbytes()
-        into = getattr(operator.overloadpacket, "out", None)
-        if operator in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        elif operator in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            into = operator.overloadpacket.out
             self._steps.append(lambda: into(*arguments, **keywords, out=result))
         else:
             self._steps.append(lambda: result.copy_(operator(*arguments, **keywords)))
+
+    def _own(self, tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._owned:
+                self.memory_bytes += storage.nbytes()
+                self._owned[storage.data_ptr()] = tensor
+
+
+def _tensors(*values: object) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _depends_on_contents(operator: torch._ops.OpOverload, arguments: tuple) -> bool:
+    """Whether values decide what an operator returns to Python, or in what shape."""
+    if operator is torch.ops.aten.index.Tensor:  # tagged, but only a mask's ones are counted
+        return any(index.dtype in (torch.bool, torch.uint8) for index in _tensors(arguments[1]))
+    return not _DEPENDS_ON_VALUES.isdisjoint(operator.tags)
 
 
 class _Operators(TorchDispatchMode):

@@ -5,7 +5,18 @@ torch's own OpenMP threads, ``lowlevel`` holds what Numba lacks, the other modul
 Numba compiles each for the CPU it runs on and keeps the result on disk, so no compiler is needed.
 """
 
+import hashlib
+from pathlib import Path
+
 import torch
+
+SOURCES = int.from_bytes(
+    hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    ).digest()[:6]
+)
+"""A number for the kernels' sources. Numba's cache looks only at the file of the function that it
+compiles; every kernel closes over this, so that a change of any of them compiles anew."""
 
 ELEMENTS = {torch.float32: "float32", torch.bfloat16: "uint16"}
 """Numpy's name of each element type that the kernels take; bfloat16 travels as its bits."""

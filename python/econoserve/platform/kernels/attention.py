@@ -13,6 +13,7 @@ import functools
 import numpy as np
 from numba import carray, cfunc, njit
 
+from econoserve.platform.kernels import SOURCES
 from econoserve.platform.kernels.batch import TILE_QUERIES, Batch, Pool, Shape
 from econoserve.platform.kernels.launch import WORDS, Kernel
 from econoserve.platform.kernels.lowlevel import exp, load, pointer, prefetch, store, take_next
@@ -296,8 +297,11 @@ def kernel(shape: Shape) -> Kernel:
     query_type = np.dtype(shape.query).type
     pool_type = np.dtype(shape.pool).type
 
+    sources = SOURCES
+
     @cfunc("void(voidptr)", cache=True, fastmath=_FLOATS, error_model="numpy")
     def team_member(arguments):
+        _ = sources
         words = carray(arguments, WORDS, np.int64)
         kv_heads = words[_KV_HEADS]
         heads = kv_heads * group

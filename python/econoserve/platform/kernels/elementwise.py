@@ -9,6 +9,7 @@ import functools
 import numpy as np
 from numba import carray, cfunc
 
+from econoserve.platform.kernels import SOURCES
 from econoserve.platform.kernels.launch import WORDS, Kernel
 from econoserve.platform.kernels.lowlevel import exp, load, pointer, store, take_next
 
@@ -55,9 +56,11 @@ def rms_norm(
 @functools.cache
 def _rms_norm(element: str) -> Kernel:
     element_type = np.dtype(element).type
+    sources = SOURCES
 
     @cfunc("void(voidptr)", cache=True, fastmath=_FLOATS, error_model="numpy")
     def rms_norm_rows(arguments):
+        _ = sources
         words = carray(arguments, WORDS, np.int64)
         epsilon = np.float32(carray(arguments, WORDS, np.float64)[WORDS - 1])
         rows, width = words[_ROWS], words[_WIDTH]
@@ -107,9 +110,11 @@ def silu_and_mul(element: str, rows: int, width: int, source: int, output: int) 
 @functools.cache
 def _silu_and_mul(element: str) -> Kernel:
     element_type = np.dtype(element).type
+    sources = SOURCES
 
     @cfunc("void(voidptr)", cache=True, fastmath=_FLOATS, error_model="numpy")
     def silu_and_mul_rows(arguments):
+        _ = sources
         words = carray(arguments, WORDS, np.int64)
         rows, width = words[_ROWS], words[_WIDTH]
         source = carray(pointer(words[4]), (rows, 2, width), element_type)
@@ -171,9 +176,11 @@ def rotate(
 @functools.cache
 def _rotate(element: str, interleaved: bool) -> Kernel:
     element_type = np.dtype(element).type
+    sources = SOURCES
 
     @cfunc("void(voidptr)", cache=True, fastmath=_FLOATS, error_model="numpy")
     def rotate_rows(arguments):
+        _ = sources
         words = carray(arguments, WORDS, np.int64)
         tokens, width = words[_ROWS], words[_WIDTH]
         stride = words[5]

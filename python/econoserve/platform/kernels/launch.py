@@ -13,8 +13,8 @@ import contextlib
 import ctypes
 import functools
 import logging
-import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,24 +27,16 @@ WORDS = 24
 
 @functools.cache
 def _open_mp() -> Callable | None:
-    """``GOMP_parallel`` of the OpenMP runtime in this process, or None without one."""
-    # torch's wheels load libgomp; a torch built with Intel's or LLVM's runtime exports the same
-    # entry point from there.
-    for library in ("libgomp.so.1", "libiomp5.so", "libomp.so"):
-        try:
-            handle = ctypes.CDLL(library, mode=ctypes.DEFAULT_MODE | _no_load())
-            run = handle.GOMP_parallel
-        except (OSError, AttributeError):
-            continue
-        run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-        run.restype = None
-        return run
-    logger.warning("no OpenMP runtime with GOMP_parallel is loaded: CPU kernels use one thread")
-    return None
-
-
-def _no_load() -> int:
-    return getattr(os, "RTLD_NOLOAD", 0)
+    """``GOMP_parallel`` of the OpenMP runtime that torch uses, or None if it has none."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        run = ctypes.CDLL(str(library)).GOMP_parallel
+    except (OSError, AttributeError):
+        logger.warning("torch's OpenMP runtime has no GOMP_parallel: CPU kernels use one thread")
+        return None
+    run.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    run.restype = None
+    return run
 
 
 _observer: "Callable[[Kernel, np.ndarray, int], None] | None" = None
@@ -80,7 +72,7 @@ class Kernel:
         self._call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compiled.address)
 
     def run(self, arguments: np.ndarray, items: int) -> None:
-        """Run to the end, on as many threads as torch uses and the work can keep busy.
+        """Run to the end, on torch's threads if there is more than one piece of work.
 
         Args:
             arguments: ``WORDS`` int64; word 0 is overwritten.
@@ -89,7 +81,9 @@ class Kernel:
         if _observer is not None:
             _observer(self, arguments, items)
         arguments[0] = 0
-        threads = min(torch.get_num_threads(), items)
+        # Always torch's whole team: libgomp ends threads that a smaller team has no use for, and
+        # makes them anew for the next operator.
+        threads = torch.get_num_threads() if items > 1 else 1
         open_mp = _open_mp() if threads > 1 else None
         if open_mp is None:
             self._call(arguments.ctypes.data)

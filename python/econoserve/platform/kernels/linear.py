@@ -10,6 +10,7 @@ import functools
 import numpy as np
 from numba import carray, cfunc
 
+from econoserve.platform.kernels import SOURCES
 from econoserve.platform.kernels.launch import WORDS, Kernel
 from econoserve.platform.kernels.lowlevel import load, pointer, store, take_next
 
@@ -45,8 +46,11 @@ def linear(
 def _linear(element: str) -> Kernel:
     element_type = np.dtype(element).type
 
+    sources = SOURCES
+
     @cfunc("void(voidptr)", cache=True, fastmath=_FLOATS, error_model="numpy")
     def multiply(arguments):
+        _ = sources
         words = carray(arguments, WORDS, np.int64)
         rows, outputs, inputs = words[_ROWS], words[_OUTPUTS], words[_INPUTS]
         source = carray(pointer(words[_SOURCE]), (rows, inputs), element_type)
