@@ -1,7 +1,7 @@
 """Greedy outputs equal stock SGLang's, whatever was parked, chunked, resumed or preempted."""
 
 import pytest
-from conftest import run_cases
+from run_cases import run_cases
 
 TIGHT = {
     # So small that requests queue, are chunked, park and resume.
