@@ -61,13 +61,13 @@ def test_a_repetition_computes_on_new_inputs(threads):
         more_ids, more_slots = inputs(seed)
         ids.copy_(more_ids)
         slots.copy_(more_slots)
-        # Memory that the recording had let go of would be handed out here.
+        # Memory that the recording had let go of would be handed out here, and written to.
         scratch = [torch.full((ROWS, WIDTH), 1e9) for _ in range(20)]
         recording.replay()
         assert torch.equal(out, eager(more_ids, more_slots))
         assert torch.equal(model.pool, eager.pool)
         assert out.data_ptr() == place
-        del scratch
+        assert all((one == 1e9).all() for one in scratch)
 
 
 def test_a_repetition_sees_new_weights():
@@ -80,6 +80,24 @@ def test_a_repetition_sees_new_weights():
     eager.weight.mul_(0.5)
     recording.replay()
     assert torch.equal(out, eager(ids, slots))
+
+
+def test_a_repetition_writes_all_memory_that_it_reads():
+    model = Model()
+    recording = Recording()
+    with recording.record():
+        out = model(*inputs(0))
+    first = out.clone()
+    recording.spoil()
+    assert out.isnan().all()
+    assert model.weight.isfinite().all() and model.pool.isfinite().all()
+    recording.replay()
+    assert torch.equal(out, first)
+
+
+def test_inference_mode_is_refused():
+    with torch.inference_mode(), pytest.raises(NotRecordable), Recording().record():
+        torch.ones(3).add(1)
 
 
 def test_memory_is_counted():
@@ -95,6 +113,7 @@ READS = {
     "a comparison": lambda x: torch.equal(x, x),
     "nonzero": lambda x: x.nonzero(),
     "masked_select": lambda x: x.masked_select(x > 0),
+    "a mask": lambda x: x[x > 0],
     "several results": lambda x: x.sort(),
 }
 
