@@ -101,13 +101,14 @@ class RuntimeConfig:
 HELP = {
     "tfs": "Target forward size: decode and prompt tokens in one forward pass. Default: 512 on a "
     "CPU, 2048 elsewhere, and at most --chunked-prefill-size.",
-    "rl_quantile": "Quantile of recent response lengths that a request's KV claim covers.",
+    "rl_quantile": "Quantile of recent response lengths taken for a request's length where one figure "
+    "is needed: in deadlines and reports.",
     "rl_prior": "Mean response length in tokens assumed until responses have ended.",
     "kvc_reserve": "Share of the KV cache kept for responses that outlive their prediction.",
     "parked_kvc": "Share of the KV cache that prompts may hold while their response does not fit.",
     "window_ms": "Deadlines closer than this count as equally urgent.",
     "best_effort_ms": "Deadline assumed for requests without an SLO, from arrival.",
-    "starvation_ms": "A request that waited this long lets nobody past it.",
+    "starvation_ms": "A request this long past its latest start lets nobody past it.",
     "length_order": "Which of two equally urgent requests goes first: the longer or the shorter.",
     "on_error": "If planning raises: fall back to SGLang's own decision, or crash (for tests).",
     "allow_untested": "Start although SGLang's patched symbols differ from the tested release.",

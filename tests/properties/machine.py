@@ -5,10 +5,11 @@ It knows every response's true length; the policy only ever sees predictions.
 
 from dataclasses import dataclass, field
 
+from econoserve.core.lengths import LengthPrediction
 from econoserve.core.types import (
     IterationPlan,
     Launch,
-    LengthPrediction,
+    Outcome,
     Preemption,
     Prefilled,
     Slo,
@@ -32,6 +33,10 @@ class Request:
     base: int = 0
     state: str = "new"
     preempted: int = 0
+    moved: int = 0
+    offloaded: int = 0
+    finished_at: int | None = None
+    first_token_at: int | None = None
 
     def task(self) -> Task:
         return Task(
@@ -64,6 +69,7 @@ class Machine:
         self.log: list[IterationPlan] = []
         self.inflight: list[tuple[list[str], set[str]]] = []
         self.finish_order: list[str] = []
+        self.rejected: list[str] = []
         self.peak = 0
 
     def alive(self):
@@ -97,12 +103,31 @@ class Machine:
         plan = self.policy.plan(self.view())
         assert plan == self.policy.plan(self.view()), "planning changed the policy"
         self.log.append(plan)
+        parked, offloaded = [], []
         for rid, how in plan.preempt:
-            assert how is Preemption.RECOMPUTE
-            self.preempt(rid)
+            if how is Preemption.RECOMPUTE:
+                self.preempt(rid)
+                continue
+            request = self.requests[rid]
+            request.moved += 1
+            if how is Preemption.PARK:
+                assert request.state == "running"
+                parked.append(rid)
+            else:
+                assert request.state in ("ready", "running") and not request.offloaded
+                request.offloaded, request.held = request.held, 0
+                offloaded.append(rid)
+            request.state = "ready"
+        for rid, reason in plan.reject:
+            assert self.requests[rid].state == "waiting" and reason
+            self.requests[rid].state = "done"
+            self.rejected.append(rid)
+            self.policy.remove(rid, Outcome.REJECTED)
         for rid in plan.resume:
-            assert self.requests[rid].state == "ready"
-            self.requests[rid].state = "running"
+            request = self.requests[rid]
+            assert request.state == "ready"
+            request.state = "running"
+            request.held, request.offloaded = request.held + request.offloaded, 0
         decoding = [r for r in self.requests.values() if r.state == "running"]
         assert len(decoding) <= self.max_running
         for request in decoding:
@@ -116,6 +141,8 @@ class Machine:
             Launch(
                 prefilled=tuple(prefilled),
                 resumed=plan.resume,
+                parked=tuple(parked),
+                offloaded=tuple(offloaded),
                 decoded=tuple(r.rid for r in decoding),
             ),
         )
@@ -155,8 +182,7 @@ class Machine:
         for produced, _ in self.inflight:
             if rid in produced:
                 produced.remove(rid)
-        self.policy.remove(rid)
-        self.policy.add(request.task())
+        self.policy.requeue(request.task())
 
     def deliver(self):
         produced, _ = self.inflight.pop(0)
@@ -165,9 +191,12 @@ class Machine:
             if request.state == "done":
                 continue
             request.produced += 1
+            if request.first_token_at is None:
+                request.first_token_at = self.iteration
             self.policy.on_tokens(rid, 1)
             if request.produced >= request.true_tokens:
                 request.state = "done"
                 request.held = 0
+                request.finished_at = self.iteration
                 self.finish_order.append(rid)
-                self.policy.remove(rid)
+                self.policy.remove(rid, Outcome.FINISHED)

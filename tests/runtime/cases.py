@@ -102,7 +102,7 @@ def essence(output):
         "finish": meta["finish_reason"],
     }
     if "output_token_logprobs" in meta:
-        result["logprobs"] = [round(one[0], 3) for one in meta["output_token_logprobs"]]
+        result["logprobs"] = [round(one[0], 6) for one in meta["output_token_logprobs"]]
         result["top"] = [[pair[1] for pair in one] for one in meta["output_top_logprobs"]]
     return result
 

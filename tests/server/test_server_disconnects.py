@@ -123,12 +123,16 @@ def test_abort_of_all_ends_running_parked_and_queued_requests(server):
                 asyncio.create_task(
                     generate(client, f"all-{n}", prompt_ids(generator, 40), LONG_ANSWER)
                 )
-                for n in range(16)
+                for n in range(32)
             ]
             await asyncio.to_thread(server.wait_for_every_stage)
             reply = await client.post("/abort_request", json={"rid": "", "abort_all": True})
             assert reply.status_code == 200
             return await asyncio.gather(*tasks)
 
-    for meta in asyncio.run(run()):
-        assert meta["finish_reason"]["type"] == "abort"
+    metas = asyncio.run(run())
+    ends = [meta["finish_reason"]["type"] for meta in metas]
+    # By then some may have got all they asked for; one in each stage had not.
+    assert ends.count("abort") >= 3
+    for meta, end in zip(metas, ends, strict=True):
+        assert end == "abort" or meta["completion_tokens"] == LONG_ANSWER

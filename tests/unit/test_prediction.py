@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from econoserve.core.types import LengthPrediction
+from econoserve.core.lengths import LengthPrediction
 from econoserve.prediction.quantile import PRIOR_LENGTHS, QUANTILES, QuantilePredictor
 
 

@@ -7,11 +7,11 @@ reads it in ``plan`` and lets it record in ``on_launch``, ``on_tokens`` and ``re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
 
-from sortedcontainers import SortedKeyList
+from sortedcontainers import SortedList
 
-from econoserve.core.ledger import ExactLedger
+from econoserve.core.ledger import Ledger
+from econoserve.core.queues import GroupedQueue, Place
 from econoserve.core.types import Launch, NeverFits, Prefilled, Task
 
 
@@ -23,7 +23,7 @@ class Phase(Enum):
     PREFILLING = "prefilling"
     """Its prompt is partly in the KVC."""
     READY = "ready"
-    """In the GT queue: its prompt is in the KVC, it does not run."""
+    """Its prompt is in the KVC, it does not run."""
     RUNNING = "running"
     """Decodes one token per iteration."""
 
@@ -38,8 +38,13 @@ class TaskState:
         phase: where it stands.
         prefilled_tokens: prompt tokens in the KVC.
         cached_tokens: those of them that came from the prefix cache.
-        decode_steps: decode iterations launched since its prompt was done.
+        past_steps: decode steps that it took before it was last parked.
         generated_tokens: output tokens known to exist, those before a recompute included.
+        offloaded_tokens: KVC that lies in host memory and comes back when it is resumed.
+        response: equally likely lengths that its response still has, as predicted when it
+            entered its queue; ascending.
+        demoted: it lost its SLO and is best effort now.
+        place: where it waits, while it does.
     """
 
     task: Task
@@ -47,31 +52,29 @@ class TaskState:
     phase: Phase = Phase.WAITING
     prefilled_tokens: int = 0
     cached_tokens: int = 0
-    decode_steps: int = 0
+    past_steps: int = 0
     generated_tokens: int = 0
-    queue_key: Any = None
+    offloaded_tokens: int = 0
+    response: tuple[int, ...] = ()
+    demoted: bool = False
+    place: Place | None = None
+
+    @property
+    def needed(self) -> tuple[int, ...]:
+        """``response``, each length at least one token."""
+        if self.response[0] > 0:
+            return self.response
+        return tuple(max(tokens, 1) for tokens in self.response)
+
+    @property
+    def response_tokens(self) -> int:
+        """RL still to come, as predicted when it entered its queue: the middle outcome."""
+        return self.response[len(self.response) // 2]
 
     @property
     def prompt_left_tokens(self) -> int:
         """Prompt tokens that still need a forward pass."""
         return self.task.prompt_tokens - self.prefilled_tokens
-
-    @property
-    def response_left_tokens(self) -> int:
-        """KVC its predicted response still needs.
-
-        The last token of a response is never stored, but with overlap scheduling one more
-        decode may be in flight when it ends, so a response takes as many tokens as it has.
-        """
-        predicted = self.task.prediction.given(self.generated_tokens)
-        return max(predicted - self.task.generated_tokens - self.decode_steps, 0)
-
-
-QueueKey = Callable[[TaskState], Any]
-
-
-def _queue_key(state: TaskState) -> Any:
-    return state.queue_key
 
 
 class Books:
@@ -79,20 +82,35 @@ class Books:
 
     Args:
         ledger: receives every claim.
-        pt_key: order of the PT queue, smallest first; static while a task waits there.
-        gt_key: order of the GT queue, likewise.
+        pt_place: order of the PT queue; static while a task waits there.
+        gt_place: order of the GT queue, likewise.
+
+    Attributes:
+        waiting: the PT queue.
+        ready: the GT queue: tasks whose response was promised nothing yet.
+        starting: GTs whose response was promised before they run, by id.
+        prefilling: tasks whose prompt is partly computed, by id.
+        running: tasks that decode, by id.
+        ready_responses: predicted remaining lengths of the GTs in the queue.
+        running_tpots_s: TPOT objectives of those that decode.
     """
 
-    def __init__(self, ledger: ExactLedger, pt_key: QueueKey, gt_key: QueueKey) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        pt_place: Callable[[TaskState], Place],
+        gt_place: Callable[[TaskState], Place],
+    ) -> None:
         self.ledger = ledger
-        self.waiting: SortedKeyList = SortedKeyList(key=_queue_key)
-        self.ready: SortedKeyList = SortedKeyList(key=_queue_key)
+        self.waiting = GroupedQueue(pt_place)
+        self.ready = GroupedQueue(gt_place)
         self.prefilling: dict[str, TaskState] = {}
+        self.starting: dict[str, TaskState] = {}
         self.running: dict[str, TaskState] = {}
+        self.ready_responses: SortedList = SortedList()
+        self.running_tpots_s: SortedList = SortedList()
         self._tasks: dict[str, TaskState] = {}
         self._arrivals = 0
-        self._pt_key = pt_key
-        self._gt_key = gt_key
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -114,11 +132,30 @@ class Books:
         """
         return self._tasks[rid].phase is not Phase.WAITING
 
-    def add(self, task: Task) -> TaskState:
+    def response_left(self, state: TaskState, points: int = 1) -> tuple[int, ...]:
+        """KVC that a task's response still needs, as predicted now.
+
+        The last token of a response is never stored, but with overlap scheduling one more
+        decode may be in flight when it ends, so a response takes as many tokens as it has.
+
+        Args:
+            state: a live task.
+            points: how many equally likely lengths to give.
+
+        Returns:
+            Remaining lengths in tokens, ascending, each at least 0.
+        """
+        done = state.task.generated_tokens + state.past_steps
+        done += self.ledger.steps_of(state.task.rid)
+        outcomes = state.task.prediction.outcomes(state.generated_tokens, points)
+        return tuple(max(tokens - done, 0) for tokens in outcomes)
+
+    def add(self, task: Task, number: int | None = None) -> TaskState:
         """Put a task into the PT queue.
 
         Args:
             task: the request.
+            number: its place in the order of arrival, if it has one already.
 
         Returns:
             Its state.
@@ -131,10 +168,12 @@ class Books:
             raise ValueError(f"rid={task.rid!r} is being served already: give each request its own")
         if task.prompt_tokens + 1 > self.ledger.capacity_tokens:
             raise NeverFits.of(task.prompt_tokens, self.ledger.capacity_tokens)
-        self._arrivals += 1
-        state = TaskState(task, self._arrivals, generated_tokens=task.generated_tokens)
+        if number is None:
+            self._arrivals += 1
+            number = self._arrivals
+        state = TaskState(task, number, generated_tokens=task.generated_tokens)
         self._tasks[task.rid] = state
-        state.queue_key = self._pt_key(state)
+        state.response = self.response_left(state, self.ledger.points)
         self.waiting.add(state)
         return state
 
@@ -146,19 +185,14 @@ class Books:
         """
         for rid in launch.parked:
             self._park(rid)
+        for rid in launch.offloaded:
+            self._offload(rid)
         for rid in launch.resumed:
-            state = self._tasks.get(rid)
-            if state is not None and state.phase is Phase.READY:
-                self._leave(state)
-                state.phase = Phase.RUNNING
-                self.running[rid] = state
+            self._resume(rid)
+        if launch.decoded:
+            self.ledger.advance(launch.decoded)
         for part in launch.prefilled:
             self._prefilled(part)
-        for rid in launch.decoded:
-            state = self._tasks.get(rid)
-            if state is not None:
-                state.decode_steps += 1
-                self.ledger.take(rid, 1)
 
     def on_tokens(self, rid: str, tokens: int) -> None:
         """Count output tokens that came back.
@@ -182,13 +216,52 @@ class Books:
             self._leave(state)
             self.ledger.close(rid)
 
+    def demote(self, rid: str) -> None:
+        """Let a waiting task go on as best effort; others are ignored.
+
+        Args:
+            rid: request id.
+        """
+        state = self._tasks.get(rid)
+        if state is not None and state.phase is Phase.WAITING:
+            self.waiting.remove(state)
+            state.demoted = True
+            self.waiting.add(state)
+
     def _park(self, rid: str) -> None:
         state = self._tasks.get(rid)
         if state is None or state.phase is not Phase.RUNNING:
             return
         self._leave(state)
-        self.ledger.promise(rid, 0)
+        state.past_steps += self.ledger.steps_of(rid)
+        self.ledger.stop(rid)
         self._enter_ready(state)
+
+    def _offload(self, rid: str) -> None:
+        state = self._tasks.get(rid)
+        if state is None or state.phase not in (Phase.RUNNING, Phase.READY):
+            return
+        if state.offloaded_tokens:
+            return
+        self._leave(state)
+        state.past_steps += self.ledger.steps_of(rid)
+        state.offloaded_tokens = self.ledger.held_by(rid)
+        self.ledger.close(rid)
+        self._enter_ready(state)
+
+    def _resume(self, rid: str) -> None:
+        state = self._tasks.get(rid)
+        if state is None or state.phase is not Phase.READY:
+            return
+        self._leave(state)
+        if state.offloaded_tokens:
+            self.ledger.take(rid, state.offloaded_tokens)
+            state.offloaded_tokens = 0
+        state.phase = Phase.RUNNING
+        self.running[rid] = state
+        if state.task.slo.tpot_s is not None:
+            self.running_tpots_s.add(state.task.slo.tpot_s)
+        self.ledger.start(rid)
 
     def _prefilled(self, part: Prefilled) -> None:
         state = self._tasks.get(part.rid)
@@ -200,24 +273,36 @@ class Books:
             self.prefilling[part.rid] = state
             state.cached_tokens = part.cached_tokens
             state.prefilled_tokens = part.cached_tokens
-            self.ledger.take(part.rid, part.cached_tokens)
+            self.ledger.pin(part.rid, part.cached_tokens, part.prefix_key)
         state.prefilled_tokens += part.tokens
         self.ledger.take(part.rid, part.tokens)
         if part.done:
             self._leave(state)
+            if self.ledger[part.rid].response:
+                self.ledger.start(part.rid)
             self._enter_ready(state)
 
     def _enter_ready(self, state: TaskState) -> None:
         state.phase = Phase.READY
-        state.queue_key = self._gt_key(state)
+        rid = state.task.rid
+        if rid in self.ledger and self.ledger[rid].since is not None:
+            self.starting[rid] = state
+            return
+        state.response = self.response_left(state, self.ledger.points)
         self.ready.add(state)
+        self.ready_responses.add(state.response[-1])
 
     def _leave(self, state: TaskState) -> None:
         if state.phase is Phase.WAITING:
             self.waiting.remove(state)
+        elif state.phase is Phase.READY and state.task.rid in self.starting:
+            del self.starting[state.task.rid]
         elif state.phase is Phase.READY:
             self.ready.remove(state)
+            self.ready_responses.remove(state.response[-1])
         elif state.phase is Phase.PREFILLING:
             del self.prefilling[state.task.rid]
         else:
             del self.running[state.task.rid]
+            if state.task.slo.tpot_s is not None:
+                self.running_tpots_s.remove(state.task.slo.tpot_s)

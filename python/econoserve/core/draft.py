@@ -1,10 +1,38 @@
-"""A plan in the making: the ledger's figures as they change with each decision.
+"""A plan in the making: the KVC as it changes with each decision.
 
 Owns nothing beyond one call of ``plan``; the ledger and the books stay as they are.
 """
 
+import math
+from dataclasses import dataclass
+
 from econoserve.core.books import Books, TaskState
-from econoserve.core.types import IterationPlan, Preemption, View
+from econoserve.core.types import IterationPlan, Preemption, Promise, View
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What starting a waiting prompt takes.
+
+    Attributes:
+        tokens: prompt tokens to compute.
+        pinned_tokens: cached tokens that nobody else holds.
+        now_tokens: those to compute in this iteration.
+    """
+
+    tokens: int
+    pinned_tokens: int
+    now_tokens: int
+
+    @property
+    def taken_tokens(self) -> int:
+        """KVC that it takes until its prompt is done."""
+        return self.tokens + self.pinned_tokens
+
+    @property
+    def done(self) -> bool:
+        """Whether this iteration computes all of it."""
+        return self.now_tokens == self.tokens
 
 
 class Draft:
@@ -15,68 +43,135 @@ class Draft:
         books: the live tasks and their claims.
 
     Attributes:
-        free_tokens: KVC neither used nor promised after these decisions, the reserve included.
+        trial: what the ledger still admits after these decisions.
+        free_tokens: KVC that can be had physically in this iteration, whoever it is promised to.
+        decoding: tasks that decode in this iteration.
+        committed: tasks that decode, or will as soon as their prompt is done.
+        rows: further requests that may hold KVC.
         blocked: a task waited too long; nobody may pass it.
+        gts_wait: a GT did not fit.
+        parked_tokens: KVC of prompts started here whose response is promised nothing yet.
+        longest_parked_tokens: the longest response among those.
     """
 
     def __init__(self, view: View, books: Books) -> None:
-        self.free_tokens = books.ledger.free_tokens(view.used_tokens)
+        self.trial = books.ledger.trial(view.used_tokens)
+        self.decoding = len(books.running)
+        self.free_tokens = view.capacity_tokens - view.used_tokens - self.decoding
+        self.committed = self.decoding + len(books.starting) + len(books.prefilling)
+        self.rows = view.free_rows
         self.blocked = False
-        self._ledger = books.ledger
+        self.gts_wait = False
+        self.parked_tokens = 0
+        self.longest_parked_tokens = 0
         self._books = books
-        self._promises: dict[str, int] = {}
+        self._promises: dict[str, Promise] = {}
         self._resume: list[str] = []
         self._prefill: list[tuple[str, int]] = []
         self._preempt: dict[str, Preemption] = {}
+        self._reject: list[tuple[str, str]] = []
+        self._demote: list[str] = []
+        self._passed: dict[str, None] = {}
+        self._too_much: list[tuple[int, float]] = []
 
     @property
-    def admissible_tokens(self) -> int:
-        """KVC that an admission may take: what is free, less the reserve."""
-        return self.free_tokens - self._ledger.reserve_tokens
+    def idle(self) -> bool:
+        """Whether nothing is to run so far."""
+        return not self.decoding and not self._prefill
 
-    @property
-    def decoding(self) -> int:
-        """Tasks that will decode in this iteration."""
-        leaving = sum(rid in self._books.running for rid in self._preempt)
-        return len(self._books.running) - leaving + len(self._resume)
+    def fits(self, tokens: int, response: tuple[int, ...]) -> bool:
+        """Whether a new claim can be admitted; what is more than was too much is not tried.
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing was resumed or prefilled so far."""
-        return not self._resume and not self._prefill
-
-    def promised_tokens(self, state: TaskState) -> int:
-        """KVC still to come that a task is owed.
+        Admissions only ever leave less, and who gives way does so before the first of them.
 
         Args:
-            state: a task, with or without a claim.
+            tokens: KVC that it takes soon and keeps.
+            response: equally likely lengths that it then decodes, ascending; may be empty.
 
         Returns:
-            Tokens, with this draft's promise if it has one.
+            ``True`` if it fits.
         """
-        rid = state.task.rid
-        standing = self._ledger[rid].promised_tokens if rid in self._ledger else 0
-        return self._promises.get(rid, standing)
+        # Without a response the tokens stay for good, which is more than any response.
+        length = sum(response) if response else math.inf
+        if any(tokens >= refused and length >= longer for refused, longer in self._too_much):
+            return False
+        fits = self.trial.fits(tokens, response)
+        if not fits:
+            self._too_much.append((tokens, length))
+        return fits
 
-    def promise(self, state: TaskState, tokens: int) -> None:
-        """Owe a task this much KVC from now on.
+    def extend(self, state: TaskState, response: tuple[int, ...]) -> None:
+        """Replace what a decoding task is owed, whether or not there is room.
 
         Args:
-            state: the task.
-            tokens: KVC still to come; replaces what it was owed.
+            state: a task whose claim decodes.
+            response: equally likely remaining lengths, ascending.
         """
-        self.free_tokens -= tokens - self.promised_tokens(state)
-        self._promises[state.task.rid] = tokens
+        host = self.trial.extend(state.task.rid, response)
+        self._promise(state, 0, response, host)
 
-    def resume(self, state: TaskState, tokens: int) -> None:
-        """Let a GT join the batch.
+    def resume(self, state: TaskState, response: tuple[int, ...]) -> None:
+        """Let a GT join the batch and promise it its response.
 
         Args:
             state: a task in the GT queue.
-            tokens: KVC that it is owed.
+            response: equally likely remaining lengths, ascending.
         """
-        self.promise(state, tokens)
+        if state.offloaded_tokens:
+            host = self.trial.take(state.task.rid, state.offloaded_tokens, response)
+            self.free_tokens -= state.offloaded_tokens
+        else:
+            host = self.trial.start(state.task.rid, response)
+        self._promise(state, state.offloaded_tokens, response, host)
+        self.committed += 1
+        self.join(state)
+
+    def join(self, state: TaskState) -> None:
+        """Let a GT join the batch that was promised its response before.
+
+        Args:
+            state: a task in the GT queue.
+        """
         self._resume.append(state.task.rid)
+        self.decoding += 1
+        self.free_tokens -= 1
+
+    def admit(self, state: TaskState, prompt: "Prompt", response: tuple[int, ...]) -> None:
+        """Start a prompt that is computed in one pass, and promise its response from then on.
+
+        Args:
+            state: a task in the PT queue.
+            prompt: what it takes.
+            response: equally likely lengths, ascending.
+        """
+        host = self.trial.take(state.task.rid, prompt.taken_tokens, response)
+        self.committed += 1
+        self._start(state, prompt, response, host)
+
+    def reserve(self, state: TaskState, prompt: "Prompt", response: tuple[int, ...]) -> None:
+        """Start a prompt of several passes, and keep the KVC for its response meanwhile.
+
+        Args:
+            state: a task in the PT queue.
+            prompt: what it takes.
+            response: equally likely lengths, ascending.
+        """
+        self.trial.take(state.task.rid, prompt.taken_tokens + response[-1], ())
+        self.committed += 1
+        self._start(state, prompt, response, None)
+
+    def park(self, state: TaskState, prompt: "Prompt", response: tuple[int, ...]) -> None:
+        """Start a prompt whose response is promised nothing yet.
+
+        Args:
+            state: a task in the PT queue.
+            prompt: what it takes.
+            response: equally likely lengths that it will need, ascending.
+        """
+        self.trial.take(state.task.rid, prompt.taken_tokens, ())
+        self.parked_tokens += prompt.taken_tokens
+        self.longest_parked_tokens = max(self.longest_parked_tokens, response[-1])
+        self._start(state, prompt, (), None)
 
     def prefill(self, state: TaskState, tokens: int) -> None:
         """Put prompt tokens into the forward pass.
@@ -86,28 +181,55 @@ class Draft:
             tokens: how many, at least 1.
         """
         self._prefill.append((state.task.rid, tokens))
+        self.free_tokens -= tokens
 
-    def recompute(self, state: TaskState) -> None:
+    def preempt(self, state: TaskState, how: Preemption) -> None:
         """Take a task's KVC back; its prefix that came from the cache may stay in use.
 
         Args:
             state: a task in the GT queue or running.
+            how: ``RECOMPUTE`` or ``OFFLOAD``.
         """
-        claim = self._ledger[state.task.rid]
-        self.free_tokens += self.promised_tokens(state) + claim.held_tokens - state.cached_tokens
-        self._promises.pop(state.task.rid, None)
-        self._preempt[state.task.rid] = Preemption.RECOMPUTE
+        rid = state.task.rid
+        self.trial.release(rid)
+        self.free_tokens += self._books.ledger.held_by(rid) - state.cached_tokens
+        if rid in self._books.running or rid in self._books.starting:
+            self.committed -= 1
+        if rid in self._books.running:
+            self.decoding -= 1
+            self.free_tokens += 1
+        self._promises.pop(rid, None)
+        self._preempt[rid] = how
 
-    def is_leaving(self, state: TaskState) -> bool:
-        """Whether a task's KVC is taken back in this iteration.
+    def reject(self, state: TaskState, reason: str) -> None:
+        """Refuse a waiting task.
+
+        Args:
+            state: a task in the PT queue.
+            reason: a sentence for its sender.
+        """
+        self._reject.append((state.task.rid, reason))
+        self._passed[state.task.rid] = None
+
+    def demote(self, state: TaskState) -> None:
+        """Let a waiting task go on as best effort, from the next plan on.
+
+        Args:
+            state: a task in the PT queue.
+        """
+        self._demote.append(state.task.rid)
+        self._passed[state.task.rid] = None
+
+    def is_out(self, state: TaskState) -> bool:
+        """Whether this plan preempts, rejects or demotes a task.
 
         Args:
             state: the task.
 
         Returns:
-            ``True`` after ``recompute``.
+            ``True`` if nothing else may be decided about it.
         """
-        return state.task.rid in self._preempt
+        return state.task.rid in self._preempt or state.task.rid in self._passed
 
     def plan(self) -> IterationPlan:
         """The decisions as a plan.
@@ -119,5 +241,20 @@ class Draft:
             prefill=tuple(self._prefill),
             resume=tuple(self._resume),
             preempt=tuple(self._preempt.items()),
-            promises=tuple(self._promises.items()),
+            reject=tuple(self._reject),
+            demote=tuple(self._demote),
+            promises=tuple(self._promises.values()),
         )
+
+    def _start(
+        self, state: TaskState, prompt: "Prompt", response: tuple[int, ...], host: str | None
+    ) -> None:
+        self._promise(state, prompt.tokens, response, host)
+        self.free_tokens -= prompt.pinned_tokens
+        self.rows -= 1
+        self.prefill(state, prompt.now_tokens)
+
+    def _promise(
+        self, state: TaskState, tokens: int, response: tuple[int, ...], host: str | None
+    ) -> None:
+        self._promises[state.task.rid] = Promise(state.task.rid, tokens, response, host)

@@ -7,7 +7,8 @@ of it. The books therefore follow what ran, even where the runner could not foll
 from typing import Protocol
 
 from econoserve.core.books import Books
-from econoserve.core.types import IterationPlan, Launch, Task, View
+from econoserve.core.cost import IterationWork
+from econoserve.core.types import IterationPlan, Launch, Outcome, Task, View
 
 
 class Policy(Protocol):
@@ -31,11 +32,14 @@ class Policy(Protocol):
             view: the machine now.
 
         Returns:
-            What to prefill, resume and preempt.
+            What to prefill, resume, preempt, refuse and demote.
         """
 
     def on_launch(self, plan: IterationPlan, launch: Launch) -> None:
-        """Record what started. Preempted tasks are not in it: they are removed and added again.
+        """Record what started.
+
+        Tasks preempted for ``RECOMPUTE`` are not in it: they are requeued before. Rejected ones
+        are removed. Parked and offloaded ones are in ``launch``.
 
         Args:
             plan: the plan that was followed, for its promises; empty if none was.
@@ -50,11 +54,28 @@ class Policy(Protocol):
             tokens: output tokens produced since the last call.
         """
 
-    def remove(self, rid: str) -> None:
-        """Forget a request that finished, was aborted, or gave up its KVC; unknown ids are ignored.
+    def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
+        """Learn how long an iteration took; with several ranks, the same figure on all.
+
+        Args:
+            work: what it computed.
+            elapsed_s: how long it took.
+        """
+
+    def requeue(self, task: Task) -> None:
+        """Let a request wait again that gave up its KVC; it keeps its place in the arrival order.
+
+        Args:
+            task: the request with what it generated counted as prompt; an id that is not known
+                is added.
+        """
+
+    def remove(self, rid: str, outcome: Outcome) -> None:
+        """Forget a request; unknown ids are ignored.
 
         Args:
             rid: request id.
+            outcome: how it ended.
         """
 
 
@@ -76,16 +97,33 @@ class BookedPolicy:
     def on_launch(self, plan: IterationPlan, launch: Launch) -> None:
         """See ``Policy.on_launch``."""
         launched = {part.rid for part in launch.prefilled}
-        for rid, tokens in plan.promises:
+        for promise in plan.promises:
+            rid = promise.rid
             # A prompt that was planned and not launched holds nothing and is owed nothing.
-            if rid in launched or (rid in self.books and self.books.has_started(rid)):
-                self.ledger.promise(rid, tokens)
+            if rid in self.books and (rid in launched or self.books.has_started(rid)):
+                self.ledger.promise(
+                    rid, promise.prompt_tokens, promise.response_tokens, promise.host
+                )
+        for rid in plan.demote:
+            self.books.demote(rid)
         self.books.on_launch(launch)
 
     def on_tokens(self, rid: str, tokens: int) -> None:
         """See ``Policy.on_tokens``."""
         self.books.on_tokens(rid, tokens)
 
-    def remove(self, rid: str) -> None:
+    def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
+        """See ``Policy.on_iteration``; ignored unless a policy wants it."""
+
+    def requeue(self, task: Task) -> None:
+        """See ``Policy.requeue``."""
+        if task.rid not in self.books:
+            self.add(task)
+            return
+        number = self.books[task.rid].number
+        self.books.remove(task.rid)
+        self.books.add(task, number)
+
+    def remove(self, rid: str, outcome: Outcome) -> None:
         """See ``Policy.remove``."""
         self.books.remove(rid)

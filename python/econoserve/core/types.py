@@ -4,11 +4,11 @@ Owns the vocabulary shared by the engine, the simulator and the policies. It mus
 decision and no state of a run.
 """
 
-import math
-from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import Enum
+
+from econoserve.core.lengths import LengthPrediction
 
 
 class NeverFits(ValueError):
@@ -36,8 +36,21 @@ class Preemption(Enum):
 
     PARK = "park"
     """Leaves the batch and keeps its KVC; resumed without recomputation."""
+    OFFLOAD = "offload"
+    """Leaves the batch, its KVC moves to host memory and comes back when it is resumed."""
     RECOMPUTE = "recompute"
     """Gives its KVC back and is prefilled again (prompt and generated tokens)."""
+
+
+class Outcome(Enum):
+    """How a task ended."""
+
+    FINISHED = "finished"
+    """Its response is complete."""
+    ABORTED = "aborted"
+    """Its sender gave it up, or it failed."""
+    REJECTED = "rejected"
+    """It was refused, by plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,48 +66,6 @@ class Slo:
     ttft_s: float | None = None
     tpot_s: float | None = None
     e2e_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LengthPrediction:
-    """A predicted response-length distribution; the only way a length enters the scheduler.
-
-    Attributes:
-        quantiles_tokens: ascending RL at evenly spaced probability levels.
-        level: the probability that a claim is meant to cover, in (0, 1].
-        cap_tokens: the request's limit on output tokens; no prediction exceeds it.
-    """
-
-    quantiles_tokens: tuple[int, ...]
-    level: float
-    cap_tokens: int
-
-    @property
-    def tokens(self) -> int:
-        """RL predicted at arrival, at least 1."""
-        return self.given(0)
-
-    def given(self, generated_tokens: int) -> int:
-        """RL predicted once ``generated_tokens`` are out and the response has not ended.
-
-        Args:
-            generated_tokens: output tokens produced so far.
-
-        Returns:
-            The RL at ``level`` of the distribution conditioned on survival: more than
-            ``generated_tokens`` unless the cap allows no more. Beyond all that was ever seen,
-            the known part doubles.
-        """
-        cap = max(self.cap_tokens, 1)
-        survivors = len(self.quantiles_tokens) - bisect_right(
-            self.quantiles_tokens, generated_tokens
-        )
-        if survivors:
-            rank = max(math.ceil(self.level * survivors), 1)
-            expected = self.quantiles_tokens[len(self.quantiles_tokens) - survivors + rank - 1]
-        else:
-            expected = max(2 * generated_tokens, generated_tokens + 16)
-        return min(max(expected, generated_tokens + 1), cap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +101,13 @@ class CachedPrefix:
         tokens: prompt tokens that need no prefill.
         evictable_tokens: those of them that no running task holds; admitting the prompt pins
             them, which takes that much from the free KVC.
+        key: names the prefix; tasks with equal keys hold the same tokens, which then count
+            once. ``None`` where that is not known: each task's copy counts.
     """
 
     tokens: int = 0
     evictable_tokens: int = 0
+    key: Hashable = None
 
 
 def no_cached_prefix(rid: str) -> CachedPrefix:
@@ -171,6 +145,24 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Promise:
+    """KVC still to come that a task is owed from now on.
+
+    Attributes:
+        rid: the task.
+        prompt_tokens: for the rest of its prompt.
+        response_tokens: equally likely remaining response lengths, ascending; one where a
+            promise is of one length, none where its response was promised nothing yet.
+        host: the task whose unused promise it uses meanwhile (KVC pipelining), if any.
+    """
+
+    rid: str
+    prompt_tokens: int = 0
+    response_tokens: tuple[int, ...] = ()
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class IterationPlan:
     """One iteration's decisions. Everything running and not preempted decodes one token.
 
@@ -179,13 +171,17 @@ class IterationPlan:
             and it is the last, or the continued one and first.
         resume: GTs that join the running batch.
         preempt: tasks that leave it or give up their KVC, and how.
-        promises: ``(rid, tokens)``: KVC still to come that a task is owed from now on.
+        reject: ``(rid, reason)``: waiting tasks to refuse now; the reason is for their sender.
+        demote: tasks that lost their SLO and go on as best effort.
+        promises: what is owed from now on.
     """
 
     prefill: tuple[tuple[str, int], ...] = ()
     resume: tuple[str, ...] = ()
     preempt: tuple[tuple[str, Preemption], ...] = ()
-    promises: tuple[tuple[str, int], ...] = ()
+    reject: tuple[tuple[str, str], ...] = ()
+    demote: tuple[str, ...] = ()
+    promises: tuple[Promise, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,12 +193,14 @@ class Prefilled:
         tokens: prompt tokens in the forward pass.
         cached_tokens: prompt tokens found in the prefix cache; counted on the first part only.
         done: whether the prompt is complete and its GT may start.
+        prefix_key: ``CachedPrefix.key`` of those cached tokens.
     """
 
     rid: str
     tokens: int
     cached_tokens: int
     done: bool
+    prefix_key: Hashable = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,10 +211,12 @@ class Launch:
         prefilled: prompt parts in the forward pass.
         resumed: GTs that joined the running batch.
         parked: GTs that left it and keep their KVC.
+        offloaded: GTs that left it, their KVC now in host memory.
         decoded: tasks that took one KVC token each to decode.
     """
 
     prefilled: tuple[Prefilled, ...] = ()
     resumed: tuple[str, ...] = ()
     parked: tuple[str, ...] = ()
+    offloaded: tuple[str, ...] = ()
     decoded: tuple[str, ...] = ()

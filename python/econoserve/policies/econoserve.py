@@ -1,30 +1,29 @@
-"""EconoServe, first version: decoupled PT and GT queues on exact allocation (arXiv 2411.06364).
+"""EconoServe (arXiv 2411.06364): each iteration fills both the forward pass and the KVC.
 
-Each iteration keeps the promises made to running GTs, resumes GTs whose whole predicted response
-fits, then fills the forward pass with prompts up to the TFS. All constants are ours.
+GTs in time-synced groups are admitted as the ledger's mode allows, what is left of the forward
+pass is filled with prompts up to the TFS, and prompts whose GT does not fit yet are parked. The
+ablation's variants differ only in the order of the queues and the mode of the ledger. All
+constants are ours.
 """
 
-from dataclasses import dataclass
-from enum import Enum
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from econoserve.core.books import Books, TaskState
+from econoserve.core.cost import CostModel, IterationWork, TfsConfig
 from econoserve.core.draft import Draft
-from econoserve.core.ledger import ExactLedger
+from econoserve.core.filling import PromptFiller
+from econoserve.core.kvc import KvcConfig, KvcMode
+from econoserve.core.late import Late, LateWatch
+from econoserve.core.order import Order, OrderConfig, Ordering
 from econoserve.core.policy import BookedPolicy
-from econoserve.core.types import IterationPlan, View
+from econoserve.core.types import IterationPlan, Launch, Outcome, Task, View
+from econoserve.core.victims import VictimConfig, Victims
 
-SCAN = 64
-"""Queued tasks looked at behind one that does not fit; bounds the cost of a plan."""
-
-EXACT = 4
-"""Prompts whose cached prefix is looked up although they do not fit without one."""
-
-
-class LengthOrder(Enum):
-    """Which of two equally urgent tasks goes first."""
-
-    LONGER = "longer"
-    SHORTER = "shorter"
+LEVELS = 4
+"""Levels of urgency whose GTs are tested in vain in one plan."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,172 +32,167 @@ class EconoServeConfig:
 
     Attributes:
         capacity_tokens: size of the KVC.
-        tfs_tokens: target forward size: decode and prompt tokens of one forward pass.
-        reserve_fraction: share of the KVC kept for responses that outlive their prediction.
+        kvc: the ledger's mode and its constants.
+        order: the order of the queues.
+        victims: what a preemption costs.
+        tfs: how the target forward size is chosen.
         parked_fraction: share of the KVC for prompts whose response does not fit yet.
-        window_s: deadlines closer than this count as equal.
-        best_effort_s: deadline assumed for requests without an SLO, from arrival.
-        starvation_s: a task that waited this long lets nobody past it.
-        lead_tokens: a promise is renewed when so little of it is left.
-        length_order: which length goes first within a window.
+        late: what becomes of prompts that cannot keep their SLO.
+        starvation_s: a task that waited so long beyond its latest start lets nobody past it.
     """
 
     capacity_tokens: int
-    tfs_tokens: int = 512
-    reserve_fraction: float = 0.02
+    kvc: KvcConfig = field(default_factory=KvcConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
+    victims: VictimConfig = field(default_factory=VictimConfig)
+    tfs: TfsConfig = field(default_factory=TfsConfig)
     parked_fraction: float = 0.2
-    window_s: float = 1.0
-    best_effort_s: float = 10.0
+    late: Late = Late.DEMOTE
     starvation_s: float = 30.0
-    lead_tokens: int = 8
-    length_order: LengthOrder = LengthOrder.SHORTER
+
+
+VARIANTS = {
+    "d": (KvcMode.EXACT, Order.ARRIVAL),
+    "sd": (KvcMode.EXACT, Order.ARRIVAL_GROUPS),
+    "sdo": (KvcMode.EXACT, Order.URGENCY),
+    "full": (KvcMode.NESTED, Order.URGENCY),
+    "plus": (KvcMode.RISK, Order.URGENCY),
+}
+"""The ablation: decoupled queues; + time-synced groups; + ordering; + pipelining; + skyline."""
+
+
+def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
+    """A configuration with one of the ablation's variants set.
+
+    Args:
+        name: key of ``VARIANTS``.
+        config: everything else.
+
+    Returns:
+        The configuration.
+    """
+    mode, order = VARIANTS[name]
+    return replace(
+        config, kvc=replace(config.kvc, mode=mode), order=replace(config.order, order=order)
+    )
 
 
 class EconoServe(BookedPolicy):
-    """The policy; ``core.policy.Policy`` describes its methods."""
+    """The policy; ``core.policy.Policy`` describes its methods.
 
-    def __init__(self, config: EconoServeConfig) -> None:
+    Args:
+        config: its constants.
+        cost: estimates iteration times; a new model if none is given.
+    """
+
+    def __init__(self, config: EconoServeConfig, cost: CostModel | None = None) -> None:
         self.config = config
-        self._sign = -1 if config.length_order is LengthOrder.LONGER else 1
-        capacity = config.capacity_tokens
-        ledger = ExactLedger(capacity, int(capacity * config.reserve_fraction))
-        super().__init__(Books(ledger, self._pt_key, self._gt_key))
+        self.cost = CostModel() if cost is None else cost
+        ledger = config.kvc.ledger(config.capacity_tokens)
+        self.ordering = Ordering(config.order, self.cost, ledger)
+        super().__init__(Books(ledger, self.ordering.pt_place, self.ordering.gt_place))
+        self.victims = Victims(config.victims, self.books, self.cost, self.ordering)
+        self.late = LateWatch(config.late, self.books, self.ordering)
+        self.prompts = PromptFiller(
+            self.books, self.ordering, config.parked_fraction, config.starvation_s
+        )
+
+    def add(self, task: Task) -> None:
+        """See ``Policy.add``."""
+        super().add(task)
+        self.late.add(self.books[task.rid])
+
+    def on_launch(self, plan: IterationPlan, launch: Launch) -> None:
+        """See ``Policy.on_launch``."""
+        super().on_launch(plan, launch)
+        for rid in (*plan.demote, *(part.rid for part in launch.prefilled)):
+            self.late.discard(rid)
+
+    def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
+        """See ``Policy.on_iteration``."""
+        self.cost.observe(work, elapsed_s)
+
+    def remove(self, rid: str, outcome: Outcome) -> None:
+        """See ``Policy.remove``."""
+        super().remove(rid, outcome)
+        self.late.discard(rid)
 
     def plan(self, view: View) -> IterationPlan:
         """See ``Policy.plan``."""
         draft = Draft(view, self.books)
         self._keep_promises(draft)
+        self.victims.relieve(draft, view.now_s)
+        self.late.handle(draft, view.now_s)
         self._resume(view, draft)
-        self._prefill(view, draft)
+        self.prompts.fill(draft, view, self._tfs_tokens(draft))
         return draft.plan()
 
     def _keep_promises(self, draft: Draft) -> None:
-        """Renew the promises that run out; where nothing is left, the least urgent gives way."""
-        short = []
-        for state in self.books.running.values():
-            if (promised := draft.promised_tokens(state)) > self.config.lead_tokens:
-                continue
-            owed = state.response_left_tokens
-            if owed - promised <= draft.free_tokens:
-                if owed > promised:
-                    draft.promise(state, owed)
-            elif promised == 0:
-                short.append(state)
-        for state in sorted(short, key=self._urgency):
-            while draft.free_tokens < 1 and not draft.is_leaving(state):
-                holders = [*self.books.running.values(), *self.books.ready]
-                victims = [holder for holder in holders if not draft.is_leaving(holder)]
-                if len(victims) == 1 and not self.books.prefilling:
-                    break  # Alone: the pool holds any single request to its end.
-                draft.recompute(max(victims, key=self._urgency))
-            if not draft.is_leaving(state):
-                draft.promise(state, 1)
+        """Predict anew the responses whose promise runs out, before it does."""
+        for rid in self.ledger.due():
+            response = self.books.response_left(self.books[rid], self.ledger.points)
+            if response[-1] > 0:
+                draft.extend(self.books[rid], response)
 
     def _resume(self, view: View, draft: Draft) -> None:
-        """Let GTs join whose whole predicted response fits."""
-        skipped = 0
-        for state in self.books.ready:
-            if draft.decoding >= view.max_running:
-                return
-            promised = draft.promised_tokens(state)
-            owed = max(state.response_left_tokens, promised, 1)
-            waits = owed > promised and (draft.blocked or skipped == SCAN)
-            if draft.is_leaving(state) or waits:
+        """Let GTs join: those that were promised their response, then group by group."""
+        for state in self.books.starting.values():
+            room = draft.decoding < view.max_running and draft.free_tokens > 0
+            if room and not draft.is_out(state):
+                draft.join(state)
+        queue, level, misses = self.books.ready, (), 0
+        while (key := queue.after(level)) is not None and misses < LEVELS and not draft.blocked:
+            level = key[:-1]
+            if not self._resume_level(queue.level(level), view, draft):
+                misses += LEVELS if self.ordering.strict else 1
+        draft.gts_wait = misses > 0
+        if not draft.decoding and not self.books.prefilling:
+            self._resume_head(draft)
+
+    def _resume_level(self, keys: list[tuple[float, ...]], view: View, draft: Draft) -> bool:
+        """Admit the groups of one urgency; whether all of them were."""
+        index = 0
+        while index < len(keys):
+            if self._resume_group(self.books.ready[keys[index]], view, draft):
+                index += 1
                 continue
-            idle = draft.decoding == 0 and not self.books.prefilling
-            if idle and owed - promised > draft.free_tokens:
-                self._make_room(state, owed - promised, draft)
-                owed = max(min(owed, promised + draft.free_tokens), 1)
-            elif not idle and owed - promised > max(draft.admissible_tokens, 0):
-                draft.blocked = self._starves(state, view)
-                skipped += 1
-                continue
-            draft.resume(state, owed)
+            draft.blocked = self.ordering.starves(keys[index], view.now_s, self.config.starvation_s)
+            if draft.blocked or self.ordering.strict or self.ordering.shorter_first:
+                return False
+            # Longer ones go first: find the longest group that still fits.
+            index = bisect_left(
+                keys, 1, lo=index + 1, key=lambda key: self._count(self.books.ready[key], draft, 1)
+            )
+        return True
 
-    def _make_room(self, head: TaskState, tokens: int, draft: Draft) -> None:
-        """With nothing running, parked tasks give way, last first, so that the head can run."""
-        for state in reversed(self.books.ready):
-            if draft.free_tokens >= tokens:
-                return
-            if state is not head and not draft.is_leaving(state):
-                draft.recompute(state)
+    def _resume_group(self, group: Sequence[TaskState], view: View, draft: Draft) -> bool:
+        """Admit as many members of a group as fit; whether all did."""
+        most = min(len(group), view.max_running - draft.committed, draft.free_tokens)
+        left = count = self._count(group, draft, most) if most > 0 else 0
+        for state in group if count else ():
+            if left and not draft.is_out(state):
+                draft.resume(state, state.needed)
+                left -= 1
+        return count == len(group)
 
-    def _prefill(self, view: View, draft: Draft) -> None:
-        """Fill the forward pass with prompts, first the one that is under way."""
-        config = self.config
-        budget = max(config.tfs_tokens - draft.decoding, config.tfs_tokens // 8, 1)
-        for state in self.books.prefilling.values():
-            tokens = min(state.prompt_left_tokens, budget)
-            draft.prefill(state, tokens)
-            budget -= tokens
-        rows = view.free_rows
-        parkable_tokens = int(config.parked_fraction * config.capacity_tokens)
-        parkable_tokens -= self._parked_tokens(draft)
-        skipped = 0
-        for state in self.books.waiting:
-            alone = draft.empty and len(self.ledger) == 0
-            room = draft.admissible_tokens
-            if min(budget, rows) < 1 or skipped == SCAN or draft.blocked:
-                return
-            if room < 1 and not alone:
-                return
-            if skipped >= EXACT and state.task.prompt_tokens > room:
-                skipped += 1
-                continue
-            cached = view.cached_prefix(state.task.rid)
-            prompt = state.task.prompt_tokens - cached.tokens
-            taken = prompt + cached.evictable_tokens
-            whole = taken + max(state.response_left_tokens, 1)
-            if whole <= room:
-                promised = whole
-            elif alone:
-                promised = min(whole, max(draft.free_tokens, taken))
-            elif state.task.parkable and taken <= min(room, parkable_tokens):
-                promised = taken
-                parkable_tokens -= taken
-            else:
-                draft.blocked = self._starves(state, view)
-                skipped += 1
-                continue
-            # What others pin costs nothing, but the claim will count it as held.
-            draft.promise(state, promised + (shared := cached.tokens - cached.evictable_tokens))
-            draft.free_tokens += shared
-            tokens = min(prompt, budget)
-            draft.prefill(state, tokens)
-            budget -= tokens
-            rows -= 1
+    def _count(self, group: Sequence[TaskState], draft: Draft, most: int) -> int:
+        """How many members of a group fit, each taken for the longest."""
+        longest = group[-1] if self.ordering.shorter_first else group[0]
+        response = longest.needed
+        if longest.offloaded_tokens:
+            fits = draft.fits(longest.offloaded_tokens, response)
+            return int(fits and longest.offloaded_tokens < draft.free_tokens)
+        return draft.trial.count(response, most)
 
-    def _parked_tokens(self, draft: Draft) -> int:
-        """KVC of prompts that were started without their response being promised."""
-        started = [*self.books.ready, *self.books.prefilling.values()]
-        return sum(
-            state.prefilled_tokens + state.prompt_left_tokens
-            for state in started
-            if not draft.is_leaving(state)
-            and draft.promised_tokens(state) <= state.prompt_left_tokens
-        )
+    def _resume_head(self, draft: Draft) -> None:
+        """With nothing running, the first GT runs in any case; parked ones make room for it."""
+        head = next((state for state in self.books.ready if not draft.is_out(state)), None)
+        if head is not None:
+            response = head.needed
+            self.victims.make_room(draft, head, head.offloaded_tokens + response[-1])
+            draft.resume(head, response)
 
-    def _starves(self, state: TaskState, view: View) -> bool:
-        return view.now_s - state.task.arrival_s > self.config.starvation_s
-
-    def _deadline_s(self, state: TaskState, generating: bool) -> float:
-        task, slo = state.task, state.task.slo
-        limits = [] if slo.e2e_s is None else [slo.e2e_s]
-        if generating and slo.tpot_s is not None:
-            limits.append((slo.ttft_s or 0.0) + slo.tpot_s * task.prediction.tokens)
-        elif not generating and slo.ttft_s is not None:
-            limits.append(slo.ttft_s)
-        return task.arrival_s + min(limits, default=self.config.best_effort_s)
-
-    def _urgency(self, state: TaskState) -> tuple[float, int]:
-        return (self._deadline_s(state, generating=True), state.number)
-
-    def _pt_key(self, state: TaskState) -> tuple[float, int, int]:
-        window = self._deadline_s(state, generating=False) // self.config.window_s
-        return (window, self._sign * state.task.prompt_tokens, state.number)
-
-    def _gt_key(self, state: TaskState) -> tuple[float, int, int, int]:
-        """Urgency window, then held KVC (by powers of two, larger first), then RL."""
-        window = self._deadline_s(state, generating=True) // self.config.window_s
-        held = self.ledger[state.task.rid].held_tokens.bit_length()
-        return (window, -held, self._sign * state.response_left_tokens, state.number)
+    def _tfs_tokens(self, draft: Draft) -> int:
+        slack_s = next(iter(self.books.running_tpots_s), math.inf)
+        context_tokens = self.ledger.decoding_tokens
+        return self.config.tfs.tokens(self.cost, draft.decoding, context_tokens, slack_s)

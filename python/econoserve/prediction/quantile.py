@@ -8,7 +8,7 @@ from collections import deque
 
 from sortedcontainers import SortedList
 
-from econoserve.core.types import LengthPrediction
+from econoserve.core.lengths import LengthPrediction
 
 QUANTILES = 64
 """Points of the distribution handed to the scheduler; our choice, not the paper's."""

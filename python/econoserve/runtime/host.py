@@ -10,18 +10,22 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from sglang.srt.managers.schedule_batch import Req
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 
 from econoserve.config import OnError, RuntimeConfig
+from econoserve.core.cost import TfsConfig
+from econoserve.core.kvc import KvcConfig
+from econoserve.core.lengths import LengthPrediction
+from econoserve.core.order import LengthOrder, OrderConfig
 from econoserve.core.types import (
     IterationPlan,
     Launch,
-    LengthPrediction,
     NeverFits,
+    Outcome,
     Prefilled,
     View,
 )
-from econoserve.policies.econoserve import EconoServe, EconoServeConfig, LengthOrder
+from econoserve.policies.econoserve import EconoServe, EconoServeConfig
 from econoserve.prediction.quantile import QuantilePredictor
 from econoserve.runtime.requests import Records, learn_from
 
@@ -44,13 +48,15 @@ class PolicyHost:
         self._config = config
         self._policy_config = EconoServeConfig(
             capacity_tokens=capacity_tokens,
-            tfs_tokens=tfs_tokens,
-            reserve_fraction=config.kvc_reserve,
+            kvc=KvcConfig(reserve_fraction=config.kvc_reserve),
+            order=OrderConfig(
+                length_order=LengthOrder(config.length_order),
+                window_s=config.window_ms / 1e3,
+                best_effort_s=config.best_effort_ms / 1e3,
+            ),
+            tfs=TfsConfig(pinned_tokens=tfs_tokens),
             parked_fraction=config.parked_kvc,
-            window_s=config.window_ms / 1e3,
-            best_effort_s=config.best_effort_ms / 1e3,
             starvation_s=config.starvation_ms / 1e3,
-            length_order=LengthOrder(config.length_order),
         )
         self._policy = EconoServe(self._policy_config)
         self._lost_track = False
@@ -88,18 +94,18 @@ class PolicyHost:
         prediction = self._predict(req)
         self.records.open(req, now_s, prediction)
         with self._tracking():
-            self._policy.remove(req.rid)
-            self._policy.add(self.records.task(req, prediction))
+            self._policy.requeue(self.records.task(req, prediction))
 
-    def forget(self, rid: str) -> None:
+    def forget(self, req: Req) -> None:
         """A request is gone.
 
         Args:
-            rid: request id; unknown ids are ignored.
+            req: the request; unknown ones are ignored.
         """
-        self.records.close(rid)
+        self.records.close(req.rid)
+        failed = not req.finished() or isinstance(req.finished_reason, FINISH_ABORT)
         with self._tracking():
-            self._policy.remove(rid)
+            self._policy.remove(req.rid, Outcome.ABORTED if failed else Outcome.FINISHED)
 
     def plan(self, view: View) -> IterationPlan | None:
         """Ask the policy for a plan.
@@ -199,9 +205,9 @@ class PolicyHost:
             "claims": len(ledger),
             "waiting": len(books.waiting),
             "prefilling": len(books.prefilling),
-            "ready": len(books.ready),
+            "ready": len(books.ready) + len(books.starting),
             "running": len(books.running),
-            "tfs_tokens": self._policy_config.tfs_tokens,
+            "tfs_tokens": self._policy_config.tfs.pinned_tokens,
             **{f"total_{name}": value for name, value in asdict(self.counters).items()},
         }
 

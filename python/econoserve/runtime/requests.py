@@ -8,7 +8,8 @@ from typing import Any
 
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
 
-from econoserve.core.types import LengthPrediction, Slo, Task
+from econoserve.core.lengths import LengthPrediction
+from econoserve.core.types import Slo, Task
 from econoserve.prediction.quantile import QuantilePredictor
 from econoserve.slo import slo_of
 

@@ -107,7 +107,7 @@ class EconoScheduler(ParkingScheduler):
     def on_gone(self, req: Req) -> None:
         """See ``ParkingScheduler.on_gone``."""
         self.parked.pop(req.rid, None)
-        self.host.forget(req.rid)
+        self.host.forget(req)
 
     def get_next_batch_to_run(
         self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
@@ -195,7 +195,7 @@ class EconoScheduler(ParkingScheduler):
         lock = self.tree_cache.lock(req.last_node)
         pinned = before - self.tree_cache.evictable_size()
         self.tree_cache.unlock(lock)
-        return CachedPrefix(tokens=req.prefix_len, evictable_tokens=pinned)
+        return CachedPrefix(req.prefix_len, evictable_tokens=pinned, key=req.last_node)
 
     def _preempt(self, plan: IterationPlan, batches: list[ScheduleBatch]) -> None:
         if not plan.preempt:
@@ -280,7 +280,8 @@ class EconoScheduler(ParkingScheduler):
                 prompts, batch.prefix_lens, batch.extend_lens, strict=False
             ):
                 done = req is not self.chunked_req
-                prefilled.append(Prefilled(req.rid, tokens, prefix, done))
+                key = req.last_node if prefix else None
+                prefilled.append(Prefilled(req.rid, tokens, prefix, done, key))
                 record = self.host.records.get(req.rid)
                 if record is not None and record.started_s is None:
                     record.started_s = self.now_s

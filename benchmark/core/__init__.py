@@ -1,0 +1,1 @@
+"""What the scheduling core costs."""

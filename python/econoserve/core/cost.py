@@ -1,0 +1,207 @@
+"""How long an iteration takes, learned from those that were measured, and what TFS follows.
+
+Owns the fit. It never reads a clock: whoever runs the policy measures, and on several ranks
+broadcasts what it measured.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+PRIOR_VARIANCE = 1e3
+"""Uncertainty of the first coefficients, in their own units squared; large: data soon prevail."""
+
+MIN_SAMPLES = 8
+"""Iterations of a kind to have seen before its fit is used."""
+
+
+@dataclass(frozen=True, slots=True)
+class IterationWork:
+    """What one forward pass computed.
+
+    Attributes:
+        prefill_tokens: prompt tokens, P.
+        prefill_squared: sum over the prompts of (tokens in this pass) x (their context after it).
+        decoding: requests that decoded, B.
+        context_tokens: their context, KV.
+    """
+
+    prefill_tokens: int = 0
+    prefill_squared: int = 0
+    decoding: int = 0
+    context_tokens: int = 0
+
+    @property
+    def mixed(self) -> bool:
+        """Whether it had prompt tokens: such an iteration cannot use a decode CUDA graph."""
+        return self.prefill_tokens > 0
+
+
+SCALES = np.array([1.0, 1e3, 1e6, 1e2, 1e5])
+"""Typical sizes of the features, so that one prior suits all coefficients."""
+
+
+class _Regime:
+    """Recursive least squares with forgetting over the features 1, P, sum L^2, B, KV."""
+
+    def __init__(self, coefficients_s: tuple[float, ...], forgetting: float) -> None:
+        self.weights = np.array(coefficients_s) * SCALES
+        self.covariance = np.eye(len(SCALES)) * PRIOR_VARIANCE
+        self.forgetting = forgetting
+        self.samples = 0
+
+    @property
+    def coefficients_s(self) -> np.ndarray:
+        return self.weights / SCALES
+
+    def observe(self, features: np.ndarray, elapsed_s: float) -> None:
+        scaled = features / SCALES
+        direction = self.covariance @ scaled
+        gain = direction / (self.forgetting + scaled @ direction)
+        self.weights += gain * (elapsed_s - scaled @ self.weights)
+        self.covariance -= np.outer(gain, direction)
+        # Forgetting must not let the uncertainty of features that never vary grow without end.
+        if np.trace(self.covariance) < PRIOR_VARIANCE * len(SCALES):
+            self.covariance /= self.forgetting
+        self.samples += 1
+
+
+class CostModel:
+    """T = c0 + c1 * P + c2 * sum(L^2) + c3 * B + c4 * KV, one set of coefficients for iterations
+    that only decode (they may use CUDA graphs), one for mixed ones.
+
+    Args:
+        coefficients_s: c0 to c4 in seconds, believed until enough was measured. The default is a
+            mid-size model on one GPU; ours, not the paper's.
+        forgetting: weight of an iteration that is one older, in (0, 1].
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        coefficients_s: tuple[float, float, float, float, float] = (0.01, 5e-5, 2e-9, 5e-5, 1e-8),
+        forgetting: float = 0.998,
+    ) -> None:
+        if not 0.0 < forgetting <= 1.0:
+            raise ValueError(f"forgetting={forgetting}: give a number in (0, 1]")
+        if min(coefficients_s) < 0 or len(coefficients_s) != len(SCALES):
+            raise ValueError(f"coefficients_s={coefficients_s}: give five numbers, 0 or more")
+        self._prior = coefficients_s
+        self._decode = _Regime(coefficients_s, forgetting)
+        self._mixed = _Regime(coefficients_s, forgetting)
+        self._current: dict[bool, tuple[float, ...]] = {}
+
+    def observe(self, work: IterationWork, elapsed_s: float) -> None:
+        """Learn from an iteration.
+
+        Args:
+            work: what it computed.
+            elapsed_s: how long it took; 0 or less is ignored.
+        """
+        if elapsed_s > 0:
+            regime = self._mixed if work.mixed else self._decode
+            regime.observe(_features(work), elapsed_s)
+            self._current.pop(work.mixed, None)
+
+    def coefficients_s(self, mixed: bool) -> tuple[float, ...]:
+        """The coefficients in use.
+
+        Args:
+            mixed: of iterations with prompt tokens, else of those that only decode.
+
+        Returns:
+            c0 to c4 in seconds, none negative; a regime without enough samples takes the other's
+            where that has some.
+        """
+        if mixed not in self._current:
+            own, other = (self._mixed, self._decode) if mixed else (self._decode, self._mixed)
+            fitted = next((one for one in (own, other) if one.samples >= MIN_SAMPLES), None)
+            coefficients = self._prior if fitted is None else fitted.coefficients_s
+            self._current[mixed] = tuple(max(float(value), 0.0) for value in coefficients)
+        return self._current[mixed]
+
+    def seconds(self, work: IterationWork) -> float:
+        """Predict how long an iteration takes.
+
+        Args:
+            work: what it is to compute.
+
+        Returns:
+            Seconds.
+        """
+        coefficients = self.coefficients_s(work.mixed)
+        return float(sum(c * x for c, x in zip(coefficients, _features(work), strict=True)))
+
+    def prefill_s(self, tokens: int) -> float:
+        """Time to compute a prompt beside other work, without the iteration's fixed part.
+
+        Args:
+            tokens: its length.
+
+        Returns:
+            Seconds.
+        """
+        _, per_token, per_square, _, _ = self.coefficients_s(mixed=True)
+        return per_token * tokens + per_square * tokens * tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TfsConfig:
+    """How the TFS is chosen; the constants are ours, not the paper's.
+
+    Attributes:
+        pinned_tokens: the TFS, if it is to be a constant.
+        limits_tokens: least and greatest TFS otherwise.
+        saturation: share of the tokens per second of ever larger passes that is enough, in (0, 1).
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    pinned_tokens: int | None = None
+    limits_tokens: tuple[int, int] = (128, 4096)
+    saturation: float = 0.9
+
+    def __post_init__(self) -> None:
+        low, high = self.limits_tokens
+        if not 1 <= low <= high:
+            raise ValueError(f"limits_tokens={self.limits_tokens}: give 1 <= least <= greatest")
+        if not 0.0 < self.saturation < 1.0:
+            raise ValueError(f"saturation={self.saturation}: give a share between 0 and 1")
+        if self.pinned_tokens is not None and self.pinned_tokens < 1:
+            raise ValueError(f"pinned_tokens={self.pinned_tokens}: give 1 or more, or None")
+
+    def tokens(self, cost: CostModel, decoding: int, context_tokens: int, slack_s: float) -> int:
+        """TFS: the tokens of the next forward pass that use the device well and keep TPOT.
+
+        The largest P whose iteration takes no longer than ``slack_s``, but not beyond the point
+        where tokens per second reach ``saturation`` of what ever larger passes would give.
+
+        Args:
+            cost: how long iterations take.
+            decoding: requests that decode in it.
+            context_tokens: their context.
+            slack_s: longest iteration that keeps the tightest TPOT; infinity without one.
+
+        Returns:
+            Tokens, decode and prompt tokens together.
+        """
+        if self.pinned_tokens is not None:
+            return self.pinned_tokens
+        fixed_s, per_token_s, _, per_request_s, per_context_s = cost.coefficients_s(mixed=True)
+        low, high = self.limits_tokens
+        fixed_s += per_request_s * decoding + per_context_s * context_tokens
+        if per_token_s <= 0:
+            return high
+        saturated = (self.saturation * fixed_s / per_token_s - decoding) / (1 - self.saturation)
+        affordable = (slack_s - fixed_s) / per_token_s
+        prompt_tokens = max(min(saturated, affordable, high), 0)
+        return int(min(max(decoding + prompt_tokens, low), high))
+
+
+def _features(work: IterationWork) -> np.ndarray:
+    return np.array(
+        [1.0, work.prefill_tokens, work.prefill_squared, work.decoding, work.context_tokens]
+    )

@@ -1,0 +1,267 @@
+"""Mode ``skyline`` with risk: one pooled margin for all that is uncertain, instead of padding each.
+
+A claim's length is a few equally likely outcomes. At step t it is still decoding with probability
+p, given that it is now, and then holds b + t. So the occupancy has the mean sum p * (b + t) and,
+claims being independent, the variance sum p * (1 - p) * (b + t)^2. A plan is admitted while mean +
+z(eps) * standard deviation stays within the KVC at every step, eps being the risk that an
+allocation finds the KVC full. Where lengths are certain this is the skyline itself. All of it is
+ours, not the paper's.
+
+The steps are a grid, drawn anew now and then. What lies between two points of it is counted as if
+all that decodes at the first still did at the second, so a coarse grid only ever admits less.
+"""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+
+from econoserve.core.future import FutureLedger
+from econoserve.core.ledger import Claim
+
+CELLS = 32
+"""Grid points taken from the claims' own ends."""
+
+HORIZONS = np.unique((1.5 ** np.arange(30)).astype(np.int64))
+"""Grid points ahead of now, for claims whose ends are none of those."""
+
+REGRID_STEPS = 16
+"""Steps for which a grid is used."""
+
+REGRID_SHARE = 4
+"""It is drawn anew before, too, when one claim in so many came since."""
+
+ROWS = 64
+"""Claims that the arrays are made for at first."""
+
+MARGIN = 1e-6
+"""Tokens by which rounding may exceed the KVC."""
+
+
+class RiskLedger(FutureLedger):
+    """Mode ``skyline`` with a risk level; keeps one row per decoding claim.
+
+    Args:
+        capacity_tokens: size of the KVC, at least 1.
+        reserve_tokens: kept back from admissions.
+        lead_tokens: see ``Ledger``.
+        risk: probability of finding the KVC full that an admission may cause, in (0, 1).
+        points: outcomes per length, at least 2.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        capacity_tokens: int,
+        reserve_tokens: int = 0,
+        lead_tokens: int = 8,
+        risk: float = 0.1,
+        points: int = 8,
+    ) -> None:
+        if not 0.0 < risk < 1.0:
+            raise ValueError(f"risk={risk}: give a probability between 0 and 1")
+        if points < 2:
+            raise ValueError(f"points={points}: give 2 outcomes or more")
+        super().__init__(capacity_tokens, reserve_tokens, lead_tokens)
+        self.points = points
+        self.z = NormalDist().inv_cdf(1 - risk)
+        self._outcomes = np.full((points, ROWS), -1)
+        self._bases = np.zeros(ROWS)
+        self._free_rows = list(range(ROWS - 1, -1, -1))
+        self._top_row = 0
+        self._grid = np.zeros(0, dtype=np.int64)
+        self._survival = np.zeros((ROWS, 0))
+        self._squares = np.zeros((ROWS, 0))
+        self._before = np.zeros(0, dtype=np.int64)
+        self._drawn_at = -REGRID_STEPS
+        self._fresh = 0
+
+    def trial(self, used_tokens: int) -> "RiskTrial":
+        """See ``Ledger.trial``."""
+        return RiskTrial(self, used_tokens)
+
+    def occupancy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the decoding claims will hold.
+
+        Returns:
+            Grid points from now on (steps), mean (tokens) and variance (tokens squared) of the
+            occupancy at each.
+        """
+        many = self._fresh * REGRID_SHARE >= self._totals.decoding > 0
+        if many or self.step - self._drawn_at >= REGRID_STEPS:
+            self._draw_grid()
+        first, rows = int(self._grid.searchsorted(self.step)), self._top_row
+        grid = self._grid[first:].astype(float)
+        alive = (self._outcomes[:, :rows] >= self.step).sum(axis=0)
+        share = self.points / np.maximum(alive, 1)
+        bases = self._bases[:rows]
+        powers = np.empty((3, rows))
+        powers[0] = share
+        powers[1] = share * bases
+        powers[2] = powers[1] * bases
+        # Sums over the claims of p, p * b and p * b^2, and the same of p * (1 - p).
+        sums = powers @ self._survival[:rows, first:]
+        spread = sums - (powers * share) @ self._squares[:rows, first:]
+        mean = sums[0] * grid + sums[1]
+        variance = (spread[0] * grid + 2 * spread[1]) * grid + spread[2]
+        # Up to the first point everything decodes that does now.
+        mean[0] = self._totals.decoding * grid[0] + bases.sum()
+        variance[0] = 0.0
+        return grid, mean, np.maximum(variance, 0.0)
+
+    def _draw_grid(self) -> None:
+        """Choose the grid's points, and work out which share of each row's outcomes they pass."""
+        ends = np.sort(self._outcomes[self._outcomes >= self.step])
+        if len(ends) > CELLS:
+            ends = ends[np.arange(1, CELLS + 1) * len(ends) // CELLS - 1]
+        self._grid = np.sort(np.concatenate((ends, self.step + HORIZONS)))
+        # The last step before each cell.
+        self._before = np.concatenate(([self.step - 1], self._grid[:-1]))
+        self._drawn_at, self._fresh = self.step, 0
+        self._survival = np.zeros((len(self._bases), len(self._grid)))
+        for outcome in self._outcomes:
+            self._survival += outcome[:, None] > self._before
+        self._survival /= self.points
+        self._squares = self._survival**2
+
+    def _index(self, rid: str, claim: Claim) -> None:
+        if not self._free_rows:
+            self._grow()
+        claim.slot = self._free_rows.pop()
+        self._top_row = max(self._top_row, claim.slot + 1)
+        self._outcomes[:, claim.slot] = claim.ends
+        self._bases[claim.slot] = self.base_of(claim)
+        self._fresh += 1
+        over = np.array(claim.ends).searchsorted(self._before, side="right")
+        self._survival[claim.slot] = survival = 1 - over / len(claim.ends)
+        self._squares[claim.slot] = survival * survival
+
+    def _unindex(self, rid: str, claim: Claim) -> None:
+        self._outcomes[:, claim.slot] = -1
+        self._bases[claim.slot] = 0.0
+        self._survival[claim.slot] = self._squares[claim.slot] = 0.0
+        self._free_rows.append(claim.slot)
+
+    def _grow(self) -> None:
+        rows = len(self._bases)
+        self._outcomes = np.pad(self._outcomes, ((0, 0), (0, rows)), constant_values=-1)
+        self._bases = np.pad(self._bases, (0, rows))
+        self._survival = np.pad(self._survival, ((0, rows), (0, 0)))
+        self._squares = np.pad(self._squares, ((0, rows), (0, 0)))
+        self._free_rows = list(range(2 * rows - 1, rows - 1, -1))
+
+
+class RiskTrial:
+    """See ``Trial``; the mean and the variance of the occupancy on a grid of future steps.
+
+    Args:
+        ledger: the claims.
+        used_tokens: KVC in use.
+    """
+
+    def __init__(self, ledger: RiskLedger, used_tokens: int) -> None:
+        self._ledger = ledger
+        self._z = ledger.z
+        self._now = ledger.step
+        self._limit = (
+            ledger.capacity_tokens - ledger.reserve_tokens - ledger.standing_tokens(used_tokens)
+        )
+        self._grid, self._mean, self._variance = ledger.occupancy()
+        self._ahead = self._grid - self._now
+        # Steps from now to the last one before each cell.
+        self._cells = np.concatenate(([-1], self._ahead[:-1]))
+        self._known: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
+        self._headroom: int | None = None
+
+    @property
+    def headroom_tokens(self) -> int:
+        """See ``Trial.headroom_tokens``."""
+        if self._headroom is None:
+            peak = self._peak(self._mean, self._variance)
+            self._headroom = math.floor(min(self._limit, self._limit - peak))
+        return self._headroom
+
+    def fits(self, tokens: int, response: tuple[int, ...]) -> bool:
+        """See ``Trial.fits``."""
+        if not response:
+            return tokens <= self.headroom_tokens
+        mean, variance = self._future(tokens - 1, response, 1)
+        return self._peak(self._mean + mean, self._variance + variance) <= self._limit
+
+    def take(self, rid: str, tokens: int, response: tuple[int, ...]) -> str | None:
+        """See ``Trial.take``."""
+        if response:
+            self._add(*self._future(tokens - 1, response, 1))
+        else:
+            self._raise_limit(-tokens)
+        return None
+
+    def count(self, response: tuple[int, ...], most: int) -> int:
+        """See ``Trial.count``; what they hold is counted already, so they only add growth."""
+        mean, variance = self._future(0, response, 0)
+        low, high, trying = 0, most, most
+        while low < high:
+            occupied = self._peak(self._mean + trying * mean, self._variance + trying * variance)
+            if occupied <= self._limit:
+                low = trying
+            else:
+                high = trying - 1
+            trying = 1 if low == 0 and trying == most else (low + high + 1) // 2
+        return low
+
+    def start(self, rid: str, response: tuple[int, ...]) -> str | None:
+        """See ``Trial.start``."""
+        own = self._ledger.own_tokens(rid)
+        self._raise_limit(own + self._ledger[rid].waiting_promise_tokens)
+        self._add(*self._future(own, response, 0))
+        return None
+
+    def extend(self, rid: str, response: tuple[int, ...]) -> str | None:
+        """See ``Trial.extend``."""
+        self.release(rid)
+        self._add(*self._future(self._ledger.own_tokens(rid), response, 0))
+        return None
+
+    def release(self, rid: str) -> None:
+        """See ``Trial.release``; the outcomes that the ledger knows are taken out."""
+        claim, own = self._ledger[rid], self._ledger.own_tokens(rid)
+        if claim.since is None:
+            self._raise_limit(own + claim.waiting_promise_tokens)
+            return
+        left = tuple(end - self._now for end in claim.ends if end >= self._now)
+        alive = self._alive(left, 0)
+        size = own + self._ahead
+        self._add(-alive * size, -alive * (1 - alive) * size * size)
+        # Its outcomes that are over since the grid was drawn count more by now; not below 0.
+        self._variance = np.maximum(self._variance, 0.0)
+
+    def _future(
+        self, tokens: int, response: tuple[int, ...], delay: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance, at each grid point, of a claim that holds so much now."""
+        alive = self._alive(response, delay)
+        size = tokens + np.minimum(self._ahead, response[-1] + delay)
+        mean = alive * size
+        return mean, (1 - alive) * size * mean
+
+    def _alive(self, response: tuple[int, ...], delay: int) -> np.ndarray:
+        """Probability of each cell to begin before the response ends."""
+        alive = self._known.get((response, delay))
+        if alive is None:
+            over = np.array(response).searchsorted(self._cells - delay, side="right")
+            alive = self._known[response, delay] = 1 - over / len(response)
+        return alive
+
+    def _raise_limit(self, tokens: int) -> None:
+        self._limit += tokens
+        self._headroom = None
+
+    def _add(self, mean: np.ndarray, variance: np.ndarray) -> None:
+        self._mean = self._mean + mean
+        self._variance = self._variance + variance
+        self._headroom = None
+
+    def _peak(self, mean: np.ndarray, variance: np.ndarray) -> float:
+        return float((mean + self._z * np.sqrt(variance)).max()) - MARGIN

@@ -1,0 +1,130 @@
+"""vLLM as it was in 2023 (SOSP'23): paged KVC, prompts first, the last to come gives way.
+
+An iteration computes whole prompts or decodes, never both. Prompts go first, in order of arrival,
+if all blocks of the prompt are free above a watermark. Decoding requests grow block by block; when
+no block is left, the request that came last is preempted, returns to the front of the queue and is
+computed again, prompt and output. Where one was preempted, nobody is admitted.
+
+Checked against vllm-project/vllm v0.2.0 (vllm/core/scheduler.py, vllm/core/block_manager.py) and
+the re-implementations in microsoft/sarathi-serve 96f9911 and microsoft/vidur 7d47513. Where this
+differs:
+
+- The pool hands out tokens. Blocks are counted here: a request's last block is taken whole. A
+  request that is alone may use the pool to its last token instead of preempting itself for ever.
+- v0.2.1 and v0.2.2 limited padding between prompts; the kernels here do not pad.
+- A prompt longer than the budget runs alone; v0.2.0 refuses it.
+- Swapping (of beam search) is left out: requests have one sequence.
+- Decoding requests are parked while prompts are computed. Where the machine cannot park one, it
+  decodes along.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from econoserve.core.books import Phase, TaskState
+from econoserve.core.paged import PagedPolicy, check_paged
+from econoserve.core.types import IterationPlan, Preemption, View
+
+
+@dataclass(frozen=True, slots=True)
+class VllmConfig:
+    """The policy's constants; the defaults are vLLM's.
+
+    Attributes:
+        capacity_tokens: size of the KVC.
+        block_tokens: tokens of a block.
+        watermark_fraction: share of the blocks that an admission leaves free.
+        max_batch_tokens: most prompt tokens in one iteration; vLLM takes the model's longest
+            context where that is more.
+        max_seqs: most requests that hold KVC.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    capacity_tokens: int
+    block_tokens: int = 16
+    watermark_fraction: float = 0.01
+    max_batch_tokens: int = 2048
+    max_seqs: int = 256
+
+    def __post_init__(self) -> None:
+        check_paged(
+            {
+                "block_tokens": self.block_tokens,
+                "max_batch_tokens": self.max_batch_tokens,
+                "max_seqs": self.max_seqs,
+            },
+            self.watermark_fraction,
+        )
+
+
+class Vllm(PagedPolicy):
+    """The policy; ``core.policy.Policy`` describes its methods.
+
+    Args:
+        config: its constants.
+    """
+
+    def __init__(self, config: VllmConfig) -> None:
+        self.config = config
+        super().__init__(config.capacity_tokens, config.block_tokens, config.watermark_fraction)
+
+    def plan(self, view: View) -> IterationPlan:
+        """See ``Policy.plan``."""
+        free = self.free_tokens(view)
+        prompts = self._prompts(view, free)
+        if not prompts:
+            return self._decode(free)
+        return IterationPlan(
+            prefill=tuple(prompts),
+            preempt=tuple((rid, Preemption.PARK) for rid in self.books.running),
+        )
+
+    def _prompts(self, view: View, free: int) -> list[tuple[str, int]]:
+        """Whole prompts, first those that the machine cut short; nobody passes another."""
+        config, books = self.config, self.books
+        parts = [(state.task.rid, state.prompt_left_tokens) for state in books.prefilling.values()]
+        budget = config.max_batch_tokens - sum(tokens for _, tokens in parts)
+        places = min(min(config.max_seqs, view.max_running) - self.holders, view.free_rows)
+        free -= self.watermark_tokens
+        for state in books.waiting:
+            if places < 1:
+                break
+            cached = view.cached_prefix(state.task.rid)
+            tokens = state.task.prompt_tokens - cached.tokens
+            needed = self.in_blocks(state.task.prompt_tokens)
+            needed -= cached.tokens - cached.evictable_tokens
+            alone = not self.holders and not parts
+            if needed > free and not alone:
+                break
+            if tokens > budget and parts:
+                break
+            parts.append((state.task.rid, tokens))
+            free -= needed
+            budget -= tokens
+            places -= 1
+        return parts
+
+    def _decode(self, free: int) -> IterationPlan:
+        """Everybody who finds a free block goes on, those who came first before the others."""
+        block = self.config.block_tokens
+        left = deque(self.decoders())
+        stay: list[TaskState] = []
+        victims: list[TaskState] = []
+        while left:
+            state = left.popleft()
+            while free < block and left:
+                victims.append(left.pop())
+                free += self.freed_tokens(victims[-1])
+            if free < block and stay:
+                victims.append(state)
+                break
+            stay.append(state)
+            # vLLM asks for a free block even where the last one still has room.
+            if self.grows(state):
+                free -= block
+        return IterationPlan(
+            resume=tuple(s.task.rid for s in stay if s.phase is Phase.READY),
+            preempt=tuple((state.task.rid, Preemption.RECOMPUTE) for state in victims),
+        )
