@@ -1,4 +1,4 @@
-"""How long a plan takes: python -m benchmark.core.plan_time [--json] [--quick].
+"""How long a plan takes: python benchmark/core/plan_time.py [--json] [--quick].
 
 For each mode of the KVC ledger, EconoServe plans for a machine with so many tasks running and so
 many prompts queued, with the KVC as the limit. Times are of single calls, on one core.
@@ -11,9 +11,14 @@ import math
 import statistics
 import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tabulate import tabulate
 from tqdm import tqdm
+
+if not __package__:
+    # Started as a script: the root of the repository is not on the path.
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmark.core.workload import CountingMachine
 from econoserve.core.cost import TfsConfig
@@ -21,7 +26,7 @@ from econoserve.core.kvc import KvcConfig, KvcMode
 from econoserve.policies.econoserve import EconoServe, EconoServeConfig
 
 SIZES = ((32, 100), (256, 1_000), (1_024, 10_000))
-"""(running, queued) with a target each, in microseconds where there is one."""
+"""(running, queued); at the second a plan should take less than 150 us, at the third 1 ms."""
 
 GROWTH = (1_000, 3_000, 10_000, 30_000, 100_000)
 """Queued prompts at 256 running, for the growth."""

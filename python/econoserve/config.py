@@ -101,7 +101,7 @@ class RuntimeConfig:
 HELP = {
     "tfs": "Target forward size: decode and prompt tokens in one forward pass. Default: 512 on a "
     "CPU, 2048 elsewhere, and at most --chunked-prefill-size.",
-    "rl_quantile": "Quantile of recent response lengths taken for a request's length where one figure "
+    "rl_quantile": "Quantile of recent response lengths taken for a request's where one figure "
     "is needed: in deadlines and reports.",
     "rl_prior": "Mean response length in tokens assumed until responses have ended.",
     "kvc_reserve": "Share of the KV cache kept for responses that outlive their prediction.",

@@ -444,3 +444,38 @@ def test_impossible_sizes_are_refused(capacity, reserve, lead):
 def test_impossible_constants_are_refused(make, field):
     with pytest.raises(ValueError, match=field):
         make()
+
+
+@pytest.mark.parametrize("mode", KvcMode)
+def test_who_was_promised_anew_and_gives_way_in_one_plan_leaves_nothing(mode):
+    ledger = KvcConfig(mode=mode, reserve_fraction=0.0).ledger(1000)
+    for rid in ("a", "b"):
+        ledger.take(rid, 50)
+        ledger.promise(rid, response=tuple(range(20, 20 + ledger.points)))
+        ledger.start(rid)
+    trial = ledger.trial(100)
+    trial.extend("a", tuple(range(300, 300 + ledger.points)))
+    trial.release("a")
+    expected = ledger.trial(100)
+    expected.release("a")
+    assert trial.headroom_tokens == expected.headroom_tokens
+
+
+def test_nested_admits_no_guest_where_promises_exceed_what_is_left():
+    ledger = NestedLedger(100, lead_tokens=0, buffer_tokens=0)
+    ledger.promise("host", response=(90,))
+    ledger.start("host")
+    assert ledger.trial(0).count((10,), 1) == 1
+    assert ledger.trial(20).count((10,), 1) == 0
+
+
+def test_a_host_whose_promise_shrinks_charges_its_guest_at_once():
+    ledger = NestedLedger(100, lead_tokens=0, buffer_tokens=0)
+    for rid, length, host in (("host", 80, None), ("guest", 40, "host")):
+        ledger.promise(rid, response=(length,), host=host)
+        ledger.start(rid)
+    trial = ledger.trial(0)
+    trial.extend("host", (30,))
+    planned = trial.headroom_tokens
+    ledger.promise("host", response=(30,))
+    assert planned == ledger.trial(0).headroom_tokens == 100 - 30 - 40

@@ -362,3 +362,39 @@ def test_a_long_cached_prompt_starts_although_it_would_not_fit_without_its_prefi
     assert not policy.plan(full).prefill
     shares = View(0.0, 100, 80, 9, 9, cached_prefix=lambda rid: CachedPrefix(80, 0, "prefix"))
     assert policy.plan(shares).prefill == (("cached", 10),)
+
+
+@pytest.mark.parametrize("mode", KvcMode)
+@pytest.mark.parametrize("order", Order)
+def test_offloaded_tasks_come_back_only_as_far_as_they_fit(mode, order):
+    policy = EconoServe(
+        EconoServeConfig(200, kvc=KvcConfig(mode, reserve_fraction=0.0), order=OrderConfig(order))
+    )
+    sizes = {"big": (80, 52), "small": (10, 53), "other": (50, 90)}
+    for rid, (prompt, rl) in sizes.items():
+        policy.add(Task(rid, 0.0, prompt, LengthPrediction((rl,), 1.0, 100)))
+    parts = tuple(Prefilled(rid, prompt, 0, True) for rid, (prompt, _) in sizes.items())
+    policy.on_launch(IterationPlan(), Launch(prefilled=parts))
+    policy.on_launch(IterationPlan(), Launch(resumed=tuple(sizes)))
+    policy.on_launch(IterationPlan(), Launch(offloaded=("big", "small"), decoded=("other",)))
+    used = 126
+    for _ in range(3):
+        plan = policy.plan(View(0.0, 200, used, free_rows=9, max_running=9))
+        back = [rid for rid in plan.resume if policy.books[rid].offloaded_tokens]
+        used += sum(policy.books[rid].offloaded_tokens for rid in back)
+        running = (*policy.books.running, *plan.resume)
+        used += len(running)
+        assert used <= 200
+        policy.on_launch(plan, Launch(resumed=plan.resume, decoded=running))
+
+
+def test_a_demoted_task_that_gives_up_its_kvc_stays_demoted():
+    policy = EconoServe(EconoServeConfig(100))
+    task = Task("lost", 0.0, 20, LengthPrediction((5,), 1.0, 50), Slo(ttft_s=1.0))
+    policy.add(task)
+    place = policy.books["lost"].place
+    policy.books.demote("lost")
+    demoted = policy.books["lost"].place
+    assert demoted > place
+    policy.requeue(task)
+    assert policy.books["lost"].place == demoted

@@ -150,12 +150,11 @@ class Books:
         outcomes = state.task.prediction.outcomes(state.generated_tokens, points)
         return tuple(max(tokens - done, 0) for tokens in outcomes)
 
-    def add(self, task: Task, number: int | None = None) -> TaskState:
+    def add(self, task: Task) -> TaskState:
         """Put a task into the PT queue.
 
         Args:
             task: the request.
-            number: its place in the order of arrival, if it has one already.
 
         Returns:
             Its state.
@@ -168,14 +167,23 @@ class Books:
             raise ValueError(f"rid={task.rid!r} is being served already: give each request its own")
         if task.prompt_tokens + 1 > self.ledger.capacity_tokens:
             raise NeverFits.of(task.prompt_tokens, self.ledger.capacity_tokens)
-        if number is None:
-            self._arrivals += 1
-            number = self._arrivals
-        state = TaskState(task, number, generated_tokens=task.generated_tokens)
-        self._tasks[task.rid] = state
-        state.response = self.response_left(state, self.ledger.points)
-        self.waiting.add(state)
+        self._arrivals += 1
+        state = TaskState(task, self._arrivals, generated_tokens=task.generated_tokens)
+        self._enter_waiting(state)
         return state
+
+    def requeue(self, task: Task) -> None:
+        """Put a task that gave up its KVC into the PT queue again, not as a newcomer.
+
+        Args:
+            task: a live request, with what it generated counted as prompt.
+        """
+        before = self._tasks[task.rid]
+        self.remove(task.rid)
+        state = TaskState(
+            task, before.number, generated_tokens=task.generated_tokens, demoted=before.demoted
+        )
+        self._enter_waiting(state)
 
     def on_launch(self, launch: Launch) -> None:
         """Record what started; ids that are gone are ignored.
@@ -281,6 +289,11 @@ class Books:
             if self.ledger[part.rid].response:
                 self.ledger.start(part.rid)
             self._enter_ready(state)
+
+    def _enter_waiting(self, state: TaskState) -> None:
+        self._tasks[state.task.rid] = state
+        state.response = self.response_left(state, self.ledger.points)
+        self.waiting.add(state)
 
     def _enter_ready(self, state: TaskState) -> None:
         state.phase = Phase.READY

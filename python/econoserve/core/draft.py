@@ -82,7 +82,7 @@ class Draft:
     def fits(self, tokens: int, response: tuple[int, ...]) -> bool:
         """Whether a new claim can be admitted; what is more than was too much is not tried.
 
-        Admissions only ever leave less, and who gives way does so before the first of them.
+        Admissions only ever leave less; when somebody gives way, all is tried again.
 
         Args:
             tokens: KVC that it takes soon and keeps.
@@ -118,13 +118,29 @@ class Draft:
             response: equally likely remaining lengths, ascending.
         """
         if state.offloaded_tokens:
-            host = self.trial.take(state.task.rid, state.offloaded_tokens, response)
+            # It decodes in this step, one earlier than what ``take`` is for.
+            host = self.trial.take(
+                state.task.rid, state.offloaded_tokens + 1, tuple(left - 1 for left in response)
+            )
             self.free_tokens -= state.offloaded_tokens
         else:
             host = self.trial.start(state.task.rid, response)
         self._promise(state, state.offloaded_tokens, response, host)
         self.committed += 1
         self.join(state)
+
+    def fits_back(self, state: TaskState) -> bool:
+        """Whether an offloaded GT may come back.
+
+        Args:
+            state: a task in the GT queue whose KVC lies in host memory.
+
+        Returns:
+            ``True`` if what it held and its response fit, and its slots are free now.
+        """
+        response = tuple(left - 1 for left in state.needed)
+        enough = state.offloaded_tokens < self.free_tokens
+        return enough and self.trial.fits(state.offloaded_tokens + 1, response)
 
     def join(self, state: TaskState) -> None:
         """Let a GT join the batch that was promised its response before.
@@ -192,6 +208,7 @@ class Draft:
         """
         rid = state.task.rid
         self.trial.release(rid)
+        self._too_much.clear()
         self.free_tokens += self._books.ledger.held_by(rid) - state.cached_tokens
         if rid in self._books.running or rid in self._books.starting:
             self.committed -= 1

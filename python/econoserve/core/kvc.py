@@ -11,14 +11,17 @@ from econoserve.core.skyline import SkylineLedger
 
 
 class KvcMode(Enum):
-    """What the ledger admits; each admits at least what the former does if lengths are known."""
+    """What the ledger admits."""
 
     EXACT = "exact"
     """Everything promised fits at once."""
     NESTED = "nested"
     """Guests use the half of a promise that its owner does not touch yet."""
     SKYLINE = "skyline"
-    """The occupancy that follows from all promises never exceeds the KVC."""
+    """The occupancy that follows from all promises never exceeds the KVC.
+
+    It admits all that ``exact`` and ``nested`` admit.
+    """
     RISK = "risk"
     """The same of the occupancy's distribution, up to a risk."""
 
@@ -68,5 +71,5 @@ class KvcConfig:
             return NestedLedger(*sizes, self.lead_tokens, self.buffer_tokens, self.nesting)
         if self.mode is KvcMode.SKYLINE:
             return SkylineLedger(*sizes, self.lead_tokens)
-        # What outlives its median is predicted anew then; no need to do it earlier.
+        # A response is predicted anew when it has outlived most outcomes; no need to be earlier.
         return RiskLedger(*sizes, 0, self.risk, self.points)

@@ -252,7 +252,9 @@ class NestedTrial:
 
     def count(self, response: tuple[int, ...], most: int) -> int:
         """See ``Trial.count``."""
-        owners = max(self.headroom_tokens, 0) // max(response[-1], 1)
+        if self.headroom_tokens < 0:
+            return 0
+        owners = self.headroom_tokens // max(response[-1], 1)
         if owners >= most:
             return most
         hosts = (rid for _, _, rid in self._ledger.hosts(response[-1]) if rid not in self._taken)
@@ -265,6 +267,9 @@ class NestedTrial:
     def extend(self, rid: str, response: tuple[int, ...]) -> str | None:
         """See ``Trial.extend``; a guest stays one while it will be gone in time."""
         claim = self._ledger[rid]
+        shrinks = self._ledger.step + response[-1] < claim.ends[-1]
+        if claim.guest is not None and shrinks:
+            self._charge(claim.guest, self._ledger.promised_to(claim.guest))
         if claim.host is not None and self._ledger.step + response[-1] <= claim.until:
             return claim.host
         return self._place(rid, None, response[-1])

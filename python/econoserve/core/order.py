@@ -180,7 +180,9 @@ class Ordering:
             return Place((state.number, 0, 0), 0, state.number)
         bucket = self._sign * int(math.log(max(length, 1)) * self._bucket_scale)
         if config.order is Order.ARRIVAL_GROUPS:
-            group = (state.task.arrival_s // config.window_s, 0, bucket)
+            # What is offloaded is admitted otherwise, so it forms groups of its own.
+            offloaded = int(state.offloaded_tokens > 0)
+            group = (state.task.arrival_s // config.window_s, offloaded, bucket)
         else:
             # Held KVC by powers of two: what is about equal is decided by length.
             held = self._ledger.held_by(state.task.rid).bit_length()

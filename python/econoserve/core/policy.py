@@ -117,12 +117,10 @@ class BookedPolicy:
 
     def requeue(self, task: Task) -> None:
         """See ``Policy.requeue``."""
-        if task.rid not in self.books:
+        if task.rid in self.books:
+            self.books.requeue(task)
+        else:
             self.add(task)
-            return
-        number = self.books[task.rid].number
-        self.books.remove(task.rid)
-        self.books.add(task, number)
 
     def remove(self, rid: str, outcome: Outcome) -> None:
         """See ``Policy.remove``."""

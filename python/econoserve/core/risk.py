@@ -4,8 +4,8 @@ A claim's length is a few equally likely outcomes. At step t it is still decodin
 p, given that it is now, and then holds b + t. So the occupancy has the mean sum p * (b + t) and,
 claims being independent, the variance sum p * (1 - p) * (b + t)^2. A plan is admitted while mean +
 z(eps) * standard deviation stays within the KVC at every step, eps being the risk that an
-allocation finds the KVC full. Where lengths are certain this is the skyline itself. All of it is
-ours, not the paper's.
+allocation finds the KVC full. Where lengths are certain this is the skyline, but for the grid. All
+of it is ours, not the paper's.
 
 The steps are a grid, drawn anew now and then. What lies between two points of it is counted as if
 all that decodes at the first still did at the second, so a coarse grid only ever admits less.
@@ -113,7 +113,7 @@ class RiskLedger(FutureLedger):
 
     def _draw_grid(self) -> None:
         """Choose the grid's points, and work out which share of each row's outcomes they pass."""
-        ends = np.sort(self._outcomes[self._outcomes >= self.step])
+        ends = np.unique(self._outcomes[self._outcomes >= self.step])
         if len(ends) > CELLS:
             ends = ends[np.arange(1, CELLS + 1) * len(ends) // CELLS - 1]
         self._grid = np.sort(np.concatenate((ends, self.step + HORIZONS)))
@@ -172,6 +172,7 @@ class RiskTrial:
         self._ahead = self._grid - self._now
         # Steps from now to the last one before each cell.
         self._cells = np.concatenate(([-1], self._ahead[:-1]))
+        self._extended: dict[str, tuple[int, ...]] = {}
         self._known: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
         self._headroom: int | None = None
 
@@ -221,6 +222,7 @@ class RiskTrial:
     def extend(self, rid: str, response: tuple[int, ...]) -> str | None:
         """See ``Trial.extend``."""
         self.release(rid)
+        self._extended[rid] = response
         self._add(*self._future(self._ledger.own_tokens(rid), response, 0))
         return None
 
@@ -229,6 +231,11 @@ class RiskTrial:
         claim, own = self._ledger[rid], self._ledger.own_tokens(rid)
         if claim.since is None:
             self._raise_limit(own + claim.waiting_promise_tokens)
+            return
+        left = self._extended.pop(rid, None)
+        if left is not None:
+            mean, variance = self._future(own, left, 0)
+            self._add(-mean, -variance)
             return
         left = tuple(end - self._now for end in claim.ends if end >= self._now)
         alive = self._alive(left, 0)

@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from econoserve.core.books import Books, TaskState
 from econoserve.core.cost import CostModel, IterationWork, TfsConfig
@@ -168,21 +169,21 @@ class EconoServe(BookedPolicy):
     def _resume_group(self, group: Sequence[TaskState], view: View, draft: Draft) -> bool:
         """Admit as many members of a group as fit; whether all did."""
         most = min(len(group), view.max_running - draft.committed, draft.free_tokens)
-        left = count = self._count(group, draft, most) if most > 0 else 0
-        for state in group if count else ():
-            if left and not draft.is_out(state):
-                draft.resume(state, state.needed)
-                left -= 1
+        count = self._count(group, draft, most)
+        members = (state for state in group if not draft.is_out(state))
+        for state in islice(members, count):
+            draft.resume(state, state.needed)
         return count == len(group)
 
     def _count(self, group: Sequence[TaskState], draft: Draft, most: int) -> int:
         """How many members of a group fit, each taken for the longest."""
+        if most < 1:
+            return 0
+        if group[0].offloaded_tokens:
+            # Each brings back KVC of its own size; one of them in a plan.
+            return int(draft.fits_back(group[0]))
         longest = group[-1] if self.ordering.shorter_first else group[0]
-        response = longest.needed
-        if longest.offloaded_tokens:
-            fits = draft.fits(longest.offloaded_tokens, response)
-            return int(fits and longest.offloaded_tokens < draft.free_tokens)
-        return draft.trial.count(response, most)
+        return draft.trial.count(longest.needed, most)
 
     def _resume_head(self, draft: Draft) -> None:
         """With nothing running, the first GT runs in any case; parked ones make room for it."""

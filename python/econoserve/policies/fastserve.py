@@ -111,13 +111,6 @@ class FastServe(BookedPolicy):
             standing.level += 1
         self._ranking.add(self._rank(task.rid))
 
-    def requeue(self, task: Task) -> None:
-        """See ``Policy.requeue``; it stands where it stood."""
-        if task.rid in self.books:
-            super().requeue(task)
-        else:
-            self.add(task)
-
     def remove(self, rid: str, outcome: Outcome) -> None:
         """See ``Policy.remove``."""
         if rid in self.standings:
