@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--slo-ms", type=float, default=10_000.0, help="their limit on JCT; default: 10000")
     add("--warmup", type=int, default=16, help="requests before a measured run; default: 16")
     add("--model-path", type=Path, help="folder of a model; default: the demo model")
-    add("--attention-backend", default="torch_native", help="of both; default: torch_native")
+    add("--attention-backend", default="econoserve_cpu", help="of both; default: econoserve_cpu")
     add(
         "--setting",
         action="append",

@@ -56,7 +56,7 @@ class Runner:
     warmup: Sequence[Request]
     eos_ids: Sequence[int]
     max_new_tokens: int
-    attention_backend: str = "torch_native"
+    attention_backend: str = "econoserve_cpu"
     timeout_s: float = 600.0
     settings: dict[str, Any] = field(default_factory=dict)
 
