@@ -281,7 +281,7 @@ def test_risk_knows_mean_and_variance_of_the_occupancy(drawn, steps):
             ledger.close(f"c{number}")
     for _ in range(steps):
         ledger.advance(tuple(f"c{n}" for n, (_, ends) in enumerate(drawn) if ends[-1] > steps))
-    grid, mean, variance = ledger.occupancy()
+    grid, (mean, variance) = ledger.occupancy()
     before = ledger.step
     for index, (end, mean_tokens, variance_tokens2) in enumerate(
         zip(grid, mean, variance, strict=True)

@@ -12,6 +12,7 @@ all that decodes at the first still did at the second, so a coarse grid only eve
 """
 
 import math
+from bisect import bisect_right
 from statistics import NormalDist
 
 import numpy as np
@@ -82,19 +83,19 @@ class RiskLedger(FutureLedger):
         """See ``Ledger.trial``."""
         return RiskTrial(self, used_tokens)
 
-    def occupancy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def occupancy(self) -> tuple[np.ndarray, np.ndarray]:
         """What the decoding claims will hold.
 
         Returns:
-            Grid points from now on (steps), mean (tokens) and variance (tokens squared) of the
-            occupancy at each.
+            Grid points from now on (steps), and an array with the mean (tokens) of the occupancy at
+            each in its first row, the variance (tokens squared) in its second.
         """
         many = self._fresh * REGRID_SHARE >= self._totals.decoding > 0
         if many or self.step - self._drawn_at >= REGRID_STEPS:
             self._draw_grid()
         first, rows = int(self._grid.searchsorted(self.step)), self._top_row
         grid = self._grid[first:].astype(float)
-        alive = (self._outcomes[:, :rows] >= self.step).sum(axis=0)
+        alive = (self._outcomes[:, :rows] >= self.step).sum(axis=0, dtype=np.int32)
         share = self.points / np.maximum(alive, 1)
         bases = self._bases[:rows]
         powers = np.empty((3, rows))
@@ -104,12 +105,12 @@ class RiskLedger(FutureLedger):
         # Sums over the claims of p, p * b and p * b^2, and the same of p * (1 - p).
         sums = powers @ self._survival[:rows, first:]
         spread = sums - (powers * share) @ self._squares[:rows, first:]
-        mean = sums[0] * grid + sums[1]
-        variance = (spread[0] * grid + 2 * spread[1]) * grid + spread[2]
+        moments = np.empty((2, len(grid)))
+        moments[0] = sums[0] * grid + sums[1]
+        moments[1] = (spread[0] * grid + 2 * spread[1]) * grid + spread[2]
         # Up to the first point everything decodes that does now.
-        mean[0] = self._totals.decoding * grid[0] + bases.sum()
-        variance[0] = 0.0
-        return grid, mean, np.maximum(variance, 0.0)
+        moments[:, 0] = self._totals.decoding * grid[0] + bases.sum(), 0.0
+        return grid, np.maximum(moments, 0.0)
 
     def _draw_grid(self) -> None:
         """Choose the grid's points, and work out which share of each row's outcomes they pass."""
@@ -164,48 +165,45 @@ class RiskTrial:
     def __init__(self, ledger: RiskLedger, used_tokens: int) -> None:
         self._ledger = ledger
         self._z = ledger.z
-        self._now = ledger.step
         self._limit = (
             ledger.capacity_tokens - ledger.reserve_tokens - ledger.standing_tokens(used_tokens)
         )
-        self._grid, self._mean, self._variance = ledger.occupancy()
-        self._ahead = self._grid - self._now
+        grid, self._moments = ledger.occupancy()
+        self._ahead = grid - ledger.step
         # Steps from now to the last one before each cell.
-        self._cells = np.concatenate(([-1], self._ahead[:-1]))
+        self._cells = np.concatenate(([-1.0], self._ahead[:-1]))
         self._extended: dict[str, tuple[int, ...]] = {}
         self._known: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
-        self._headroom: int | None = None
+        self._peak: tuple[int, float] | None = None
 
     @property
     def headroom_tokens(self) -> int:
         """See ``Trial.headroom_tokens``."""
-        if self._headroom is None:
-            peak = self._peak(self._mean, self._variance)
-            self._headroom = math.floor(min(self._limit, self._limit - peak))
-        return self._headroom
+        return math.floor(min(self._limit, self._limit - self._fullest[1]))
 
     def fits(self, tokens: int, response: tuple[int, ...]) -> bool:
         """See ``Trial.fits``."""
         if not response:
             return tokens <= self.headroom_tokens
-        mean, variance = self._future(tokens - 1, response, 1)
-        return self._peak(self._mean + mean, self._variance + variance) <= self._limit
+        if self._overfills(tokens - 1, response):
+            return False
+        moments = self._moments + self._future(tokens - 1, response, 1)
+        return self._margined(moments).max() <= self._limit
 
     def take(self, rid: str, tokens: int, response: tuple[int, ...]) -> str | None:
         """See ``Trial.take``."""
         if response:
-            self._add(*self._future(tokens - 1, response, 1))
+            self._add(self._future(tokens - 1, response, 1))
         else:
             self._raise_limit(-tokens)
         return None
 
     def count(self, response: tuple[int, ...], most: int) -> int:
         """See ``Trial.count``; what they hold is counted already, so they only add growth."""
-        mean, variance = self._future(0, response, 0)
+        future = self._future(0, response, 0)
         low, high, trying = 0, most, most
         while low < high:
-            occupied = self._peak(self._mean + trying * mean, self._variance + trying * variance)
-            if occupied <= self._limit:
+            if self._margined(self._moments + trying * future).max() <= self._limit:
                 low = trying
             else:
                 high = trying - 1
@@ -216,14 +214,14 @@ class RiskTrial:
         """See ``Trial.start``."""
         own = self._ledger.own_tokens(rid)
         self._raise_limit(own + self._ledger[rid].waiting_promise_tokens)
-        self._add(*self._future(own, response, 0))
+        self._add(self._future(own, response, 0))
         return None
 
     def extend(self, rid: str, response: tuple[int, ...]) -> str | None:
         """See ``Trial.extend``."""
         self.release(rid)
         self._extended[rid] = response
-        self._add(*self._future(self._ledger.own_tokens(rid), response, 0))
+        self._add(self._future(self._ledger.own_tokens(rid), response, 0))
         return None
 
     def release(self, rid: str) -> None:
@@ -234,24 +232,44 @@ class RiskTrial:
             return
         left = self._extended.pop(rid, None)
         if left is not None:
-            mean, variance = self._future(own, left, 0)
-            self._add(-mean, -variance)
+            self._add(-self._future(own, left, 0))
             return
-        left = tuple(end - self._now for end in claim.ends if end >= self._now)
-        alive = self._alive(left, 0)
-        size = own + self._ahead
-        self._add(-alive * size, -alive * (1 - alive) * size * size)
+        left = tuple(end - self._ledger.step for end in claim.ends if end >= self._ledger.step)
+        self._add(-self._moments_of(self._alive(left, 0), own + self._ahead))
         # Its outcomes that are over since the grid was drawn count more by now; not below 0.
-        self._variance = np.maximum(self._variance, 0.0)
+        np.maximum(self._moments[1], 0.0, out=self._moments[1])
 
-    def _future(
-        self, tokens: int, response: tuple[int, ...], delay: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance, at each grid point, of a claim that holds so much now."""
-        alive = self._alive(response, delay)
+    @property
+    def _fullest(self) -> tuple[int, float]:
+        """The cell in which most is occupied, margin included, and how much."""
+        if self._peak is None:
+            occupied = self._margined(self._moments)
+            cell = int(occupied.argmax())
+            self._peak = cell, float(occupied[cell])
+        return self._peak
+
+    def _overfills(self, tokens: int, response: tuple[int, ...]) -> bool:
+        """Whether a new claim is too much where the KVC is fullest already: most refusals are."""
+        cell, _ = self._fullest
+        mean, variance = self._moments[:, cell].tolist()
+        alive = 1 - bisect_right(response, self._cells[cell] - 1) / len(response)
+        size = tokens + min(float(self._ahead[cell]), response[-1] + 1)
+        own = alive * size
+        occupied = mean + own + self._z * math.sqrt(variance + own * (size - own))
+        return occupied - MARGIN > self._limit
+
+    def _future(self, tokens: int, response: tuple[int, ...], delay: int) -> np.ndarray:
+        """What a claim adds to the moments that holds so much now."""
         size = tokens + np.minimum(self._ahead, response[-1] + delay)
-        mean = alive * size
-        return mean, (1 - alive) * size * mean
+        return self._moments_of(self._alive(response, delay), size)
+
+    @staticmethod
+    def _moments_of(alive: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Mean and variance of a claim of a size that is there with a probability."""
+        moments = np.empty((2, len(size)))
+        np.multiply(alive, size, out=moments[0])
+        np.multiply(moments[0], size - moments[0], out=moments[1])
+        return moments
 
     def _alive(self, response: tuple[int, ...], delay: int) -> np.ndarray:
         """Probability of each cell to begin before the response ends."""
@@ -263,12 +281,11 @@ class RiskTrial:
 
     def _raise_limit(self, tokens: int) -> None:
         self._limit += tokens
-        self._headroom = None
 
-    def _add(self, mean: np.ndarray, variance: np.ndarray) -> None:
-        self._mean = self._mean + mean
-        self._variance = self._variance + variance
-        self._headroom = None
+    def _add(self, moments: np.ndarray) -> None:
+        self._moments = self._moments + moments
+        self._peak = None
 
-    def _peak(self, mean: np.ndarray, variance: np.ndarray) -> float:
-        return float((mean + self._z * np.sqrt(variance)).max()) - MARGIN
+    def _margined(self, moments: np.ndarray) -> np.ndarray:
+        """What must be free in each cell for the risk to be no more than the chosen one."""
+        return moments[0] + self._z * np.sqrt(moments[1]) - MARGIN
