@@ -285,7 +285,7 @@ def outlook() -> Outlook:
     """
     config = KvcConfig(KvcMode.RISK, reserve_fraction=0.0)
     ledger, count = fill(config, 0.5)
-    grid, (mean, variance) = ledger.occupancy()
+    grid, ((mean, variance),) = ledger.occupancy()
     steps = np.arange(0, OUTLOOK_STEPS + 1, 2)
     bursts = [mixed(number, 0.5) for number in range(count)]
     claims = [(held, np.array(known.outcomes(0, ledger.points))) for held, known in bursts]

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from hypothesis import strategies as st
+
 
 @dataclass
 class Simple:
@@ -38,3 +40,21 @@ def fits(claims, capacity):
     return held + waiting <= capacity and all(
         used + waiting <= capacity for used in occupancy(claims, horizon)
     )
+
+
+claims = st.lists(
+    st.builds(Simple, st.integers(0, 60), st.integers(1, 60), st.booleans()), max_size=8
+)
+
+
+def open_claims(ledger, simple):
+    """The same claims in a ledger; those that decode are promised one length."""
+    for number, claim in enumerate(simple):
+        rid = f"c{number}"
+        ledger.take(rid, claim.held)
+        if claim.decodes:
+            ledger.promise(rid, response=(claim.left,) * ledger.points)
+            ledger.start(rid)
+        else:
+            ledger.promise(rid, prompt_tokens=claim.left)
+    return sum(claim.held for claim in simple)

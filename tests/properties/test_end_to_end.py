@@ -5,14 +5,17 @@ What is asserted are the relations that the policies exist for; the figures are 
 
 import random
 import statistics
+from dataclasses import replace
 from functools import cache
 
 import pytest
-from machine import Machine, Request
+from machine import ITERATION_S, Machine, Request
 
 from econoserve.core.cost import TfsConfig
 from econoserve.core.lengths import LengthPrediction
+from econoserve.core.types import Slo
 from econoserve.policies import POLICIES, make_policy
+from econoserve.policies.econoserve import VARIANTS
 
 CAPACITY = 4_000
 LONGEST = 600
@@ -37,14 +40,33 @@ def workload(known, seed=0, count=150):
     return requests
 
 
-@cache
-def outcome(name, known):
-    """Iterations until all are done, their mean completion, and how many were recomputed."""
-    constants = {"tfs": TfsConfig(512)} if name in ("d", "sd", "sdo", "full", "plus") else {}
-    requests = workload(known)
+def urgent_workload(known, seed=0):
+    """The same requests as fast as they can just be served, half of them with a tight SLO."""
+    draw = random.Random(seed)
+    return [
+        replace(
+            request,
+            arrival=int(draw.uniform(0, 1_000)),
+            slo=Slo(e2e_s=ITERATION_S * (request.true_tokens + draw.choice((200, 1_200)))),
+        )
+        for request in workload(known, seed)
+    ]
+
+
+def served(name, requests):
+    """The machine after it served all of them."""
+    constants = {"tfs": TfsConfig(512)} if name in VARIANTS else {}
     machine = Machine(make_policy(name, CAPACITY, **constants), requests, CAPACITY, 256)
     machine.run(limit=50_000)
     assert machine.failures == 0 and len(machine.finish_order) == len(requests)
+    return machine
+
+
+@cache
+def outcome(name, known):
+    """Iterations until all are done, their mean completion, and how many were recomputed."""
+    requests = workload(known)
+    machine = served(name, requests)
     completion = statistics.mean(request.finished_at for request in requests)
     return machine.iteration, completion, sum(request.preempted for request in requests)
 
@@ -61,13 +83,27 @@ def test_every_policy_serves_everything(name, known):
 
 
 def test_each_step_of_the_ablation_helps_where_lengths_are_known():
-    completions = {
-        name: outcome(name, known=True)[1] for name in ("d", "sd", "sdo", "full", "plus")
-    }
+    completions = {name: outcome(name, known=True)[1] for name in VARIANTS}
     assert completions["sd"] < completions["d"]
-    assert completions["sdo"] < completions["sd"]
+    # Without SLOs the order is worth nothing; see the next test.
+    assert completions["sdo"] < 1.05 * completions["sd"]
     assert completions["full"] < completions["sdo"]
     assert completions["plus"] < 0.8 * completions["full"]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known lengths", "known distribution"])
+def test_the_order_by_urgency_keeps_more_slos(known):
+    kept = {}
+    for name in (*VARIANTS, "vllm_v1"):
+        requests = urgent_workload(known)
+        served(name, requests)
+        kept[name] = sum(
+            (request.finished_at - request.arrival) * ITERATION_S <= request.slo.e2e_s
+            for request in requests
+        )
+    assert kept["sdo"] > 1.25 * kept["sd"]
+    assert min(kept["full"], kept["plus"]) > 0.98 * kept["sdo"]
+    assert kept["plus"] > 1.1 * kept["vllm_v1"]
 
 
 def test_plus_needs_no_more_iterations_than_vllm_and_recomputes_nobody():

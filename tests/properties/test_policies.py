@@ -10,47 +10,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from drawn import CAPACITY, exact, followers, run_some, work, workloads, worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine import Machine, Request
+from machine import Machine, Request, World
 
-from econoserve.core.lengths import LengthPrediction
 from econoserve.core.order import OrderConfig
-from econoserve.core.types import NeverFits, Outcome, Slo, Task
+from econoserve.core.types import NeverFits, Slo, Task
 from econoserve.policies import POLICIES, make_policy
-
-CAPACITY = 200
 
 NEVER_PREEMPT = ("d", "sd", "sdo", "full", "plus", "orca")
 """Policies that promise it, given that predictions and limits are exact."""
 
 names = st.sampled_from(sorted(POLICIES))
-
-
-def exact(tokens):
-    return LengthPrediction((tokens,), level=1.0, cap_tokens=tokens)
-
-
-@st.composite
-def requests_of(draw, wrong=False, most=15):
-    requests = []
-    for number in range(draw(st.integers(1, most))):
-        prompt = draw(st.integers(1, 120))
-        # The default reserve is a fiftieth; what needs it, too, can only run alone.
-        true = draw(st.integers(1, min(100, CAPACITY - CAPACITY // 50 - prompt - 1)))
-        prediction = exact(true)
-        if wrong:
-            quantiles = draw(st.lists(st.integers(1, 120), max_size=6).map(sorted))
-            level = draw(st.sampled_from((0.3, 0.8, 1.0)))
-            prediction = LengthPrediction(tuple(quantiles), level, CAPACITY - prompt - 1)
-        slo = draw(st.sampled_from((Slo(), Slo(ttft_s=0.2), Slo(e2e_s=1.0), Slo(tpot_s=0.02))))
-        arrival = draw(st.integers(0, 60))
-        requests.append(Request(f"r{number}", arrival, prompt, true, prediction, slo))
-    return requests
-
-
-def work(requests):
-    return sum(request.prompt_tokens + request.true_tokens for request in requests)
+# The default reserve is a fiftieth; what needs it, too, can only run alone.
+requests = workloads(most=15, spare=CAPACITY // 50)
+mispredicted = workloads(most=15, spare=CAPACITY // 50, wrong=True)
 
 
 def assert_drained(machine):
@@ -62,56 +37,57 @@ def assert_drained(machine):
     assert finished == sorted(machine.requests)
 
 
-@settings(max_examples=400)
-@given(names, requests_of(), st.integers(1, 8), st.integers(0, 1))
-def test_exact_predictions(name, requests, max_running, lag):
-    machine = Machine(make_policy(name, CAPACITY), requests, CAPACITY, max_running, lag)
+@settings(max_examples=300)
+@given(names, requests, st.integers(1, 8), st.integers(0, 1), followers)
+def test_exact_predictions(name, requests, max_running, lag, world):
+    machine = Machine(
+        make_policy(name, CAPACITY), requests, CAPACITY, max_running, lag, world=world
+    )
     machine.run(limit=1_000 + 60 * work(requests))
     assert_drained(machine)
     if name in NEVER_PREEMPT:
-        assert all(request.preempted == 0 for request in requests)
+        assert all(request.preempted == request.moved == 0 for request in requests)
 
 
 @settings(max_examples=400)
-@given(names, requests_of(wrong=True), st.integers(1, 8), st.integers(0, 1), st.integers(0, 99))
-def test_wrong_predictions(name, requests, max_running, lag, seed):
+@given(
+    names,
+    mispredicted,
+    st.integers(1, 8),
+    st.integers(0, 1),
+    st.integers(0, 99) | st.none(),
+    worlds,
+)
+def test_wrong_predictions(name, requests, max_running, lag, seed, world):
     policy = make_policy(name, CAPACITY)
-    machine = Machine(policy, requests, CAPACITY, max_running, lag, random.Random(seed))
+    drops = None if seed is None else random.Random(seed)
+    machine = Machine(policy, requests, CAPACITY, max_running, lag, drops, world)
     machine.run(limit=3_000 + 300 * work(requests))
     assert_drained(machine)
     assert all(request.produced == request.true_tokens for request in requests)
 
 
-@settings(max_examples=100)
-@given(names, requests_of(wrong=True), st.integers(0, 40))
-def test_a_restored_policy_plans_the_same(name, requests, steps):
-    machine = Machine(make_policy(name, CAPACITY), requests, CAPACITY)
-    for _ in range(steps):
-        if machine.alive():
-            machine.step()
-    others = (pickle.loads(pickle.dumps(machine)), copy.deepcopy(machine))
-    for other in others:
-        for _ in range(30):
-            if other.alive():
-                other.step()
-    assert others[0].log == others[1].log
-    assert others[0].finish_order == others[1].finish_order
+@settings(max_examples=150)
+@given(names, mispredicted, st.integers(0, 60), worlds)
+def test_a_restored_policy_plans_what_the_original_does(name, requests, steps, world):
+    machine = Machine(make_policy(name, CAPACITY), requests, CAPACITY, 8, world=world)
+    run_some(machine, steps)
+    # The machine refers to the policy, so it is restored with it; the original just goes on.
+    restored = pickle.loads(pickle.dumps(machine))
+    for each in (machine, restored):
+        run_some(each, 40)
+    assert restored.log == machine.log
+    assert restored.finish_order == machine.finish_order
 
 
 @settings(max_examples=100)
-@given(names, requests_of(wrong=True), st.data())
-def test_aborts_at_any_moment_leave_nothing(name, requests, data):
-    machine = Machine(make_policy(name, CAPACITY), requests, CAPACITY)
+@given(names, mispredicted, st.data(), worlds)
+def test_aborts_at_any_moment_leave_nothing(name, requests, data, world):
+    machine = Machine(make_policy(name, CAPACITY), requests, CAPACITY, world=world)
     doomed = data.draw(st.sets(st.sampled_from([request.rid for request in requests])))
-    for _ in range(data.draw(st.integers(0, 80))):
-        if machine.alive():
-            machine.step()
+    run_some(machine, data.draw(st.integers(0, 80)))
     for rid in sorted(doomed):
-        request = machine.requests[rid]
-        if request.state != "done":
-            request.state, request.held, request.offloaded = "done", 0, 0
-            machine.policy.remove(rid, Outcome.ABORTED)
-            machine.finish_order.append(rid)
+        machine.abort(rid)
     machine.run(limit=200_000)
     assert_drained(machine)
 
@@ -140,9 +116,13 @@ ADVERSARIES = {
 }
 
 
+WORLDS = {"kind": World(), "few rows, parts skipped": World(rows=6, skips=5, timed=True)}
+
+
+@pytest.mark.parametrize("world", sorted(WORLDS))
 @pytest.mark.parametrize("flood", sorted(ADVERSARIES))
 @pytest.mark.parametrize("name", ["d", "sd", "sdo", "full", "plus"])
-def test_no_task_starves(name, flood):
+def test_no_task_starves(name, flood, world):
     """A large request without an SLO is served long before the flood is over."""
     constants = {"starvation_s": 1.0}
     policy = make_policy(name, CAPACITY, **constants)
@@ -152,7 +132,7 @@ def test_no_task_starves(name, flood):
     for number, request in enumerate(early):
         request.rid = f"e{number}"
     requests = [*early, large, *copy.deepcopy(ADVERSARIES[flood])]
-    machine = Machine(policy, requests, CAPACITY, max_running=8)
+    machine = Machine(policy, requests, CAPACITY, max_running=8, world=WORLDS[world])
     patience = (10.0 + 1.0 + 2.0) / 0.01
     while large.state != "done":
         assert machine.iteration < patience + 400, "the large request starves"
@@ -176,10 +156,12 @@ def test_a_demoted_task_does_not_starve():
 SCRIPT = """
 import json, random, sys
 sys.path.insert(0, sys.argv[1])
-from machine import Machine, Request
+from machine import Machine, Request, World
+from prefixes import Segment
 from econoserve.core.lengths import LengthPrediction
 from econoserve.core.types import Slo
 from econoserve.policies import POLICIES, make_policy
+root = Segment("root", 30)
 out = {}
 for name in sorted(POLICIES):
     draw = random.Random(11)
@@ -190,8 +172,12 @@ for name in sorted(POLICIES):
         prediction = LengthPrediction(quantiles, 0.5, 199 - prompt)
         slo = draw.choice((Slo(), Slo(ttft_s=0.2), Slo(e2e_s=1.0), Slo(tpot_s=0.02)))
         rid = f"{draw.getrandbits(64):x}"
-        requests.append(Request(rid, draw.randint(0, 60), prompt, true, prediction, slo))
-    machine = Machine(make_policy(name, 200), requests, 200, max_running=8)
+        path = (root, Segment(f"root/{draw.randint(0, 3)}", 10))[: draw.randint(0, 2)]
+        path = path if prompt > 40 else ()
+        arrival = draw.randint(0, 60)
+        requests.append(Request(rid, arrival, prompt, true, prediction, slo, path=path))
+    world = World(rows=10, skips=3, timed=True)
+    machine = Machine(make_policy(name, 200), requests, 200, max_running=8, world=world)
     machine.run(limit=100_000)
     out[name] = [repr(plan) for plan in machine.log]
 print(json.dumps(out))

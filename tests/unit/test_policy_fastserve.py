@@ -237,10 +237,22 @@ def test_predictions_and_limits_change_nothing():
     assert logs[0] == logs[1] == logs[2]
 
 
-@pytest.mark.parametrize(("field", "value"), [("base_quantum_s", 0.0), ("quantum_ratio", 1.0)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("capacity_tokens", 0),
+        ("base_quantum_s", 0.0),
+        ("quantum_ratio", 1.0),
+        ("max_batch_tokens", 0),
+        ("host_tokens", -1),
+        ("least_host_fraction", 1.1),
+        ("starvation_s", -0.1),
+        ("starvation_iterations", 0),
+    ],
+)
 def test_impossible_constants_are_refused(field, value):
-    with pytest.raises(ValueError, match=field):
-        FastServeConfig(capacity_tokens=100, **{field: value})
+    with pytest.raises(ValueError, match=f"{field}={value}: give "):
+        FastServeConfig(**{"capacity_tokens": 100, field: value})
 
 
 def test_the_defaults_are_those_of_the_original():

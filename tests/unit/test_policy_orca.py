@@ -108,10 +108,10 @@ def test_predictions_change_nothing():
     assert logs[0] == logs[1] == logs[2]
 
 
-@pytest.mark.parametrize("field", ("reserve_tokens", "max_seqs"))
+@pytest.mark.parametrize("field", ("capacity_tokens", "reserve_tokens", "max_seqs"))
 def test_impossible_constants_are_refused(field):
-    with pytest.raises(ValueError, match=field):
-        OrcaConfig(capacity_tokens=100, **{field: -1})
+    with pytest.raises(ValueError, match=f"{field}=-1: give "):
+        OrcaConfig(**{"capacity_tokens": 100, field: -1})
 
 
 @st.composite

@@ -236,11 +236,21 @@ def test_predictions_change_nothing():
 
 @pytest.mark.parametrize(
     "field",
-    ("window_requests", "most_futures", "reserved_fraction", "max_batch_tokens"),
+    (
+        "capacity_tokens",
+        "window_requests",
+        "initial_response_tokens",
+        "most_futures",
+        "least_samples",
+        "reserved_fraction",
+        "chunked_prefill_tokens",
+        "max_batch_tokens",
+        "seed",
+    ),
 )
 def test_impossible_constants_are_refused(field):
-    with pytest.raises(ValueError, match=field):
-        PastFutureConfig(capacity_tokens=100, **{field: -1})
+    with pytest.raises(ValueError, match=f"{field}=-1: give "):
+        PastFutureConfig(**{"capacity_tokens": 100, field: -1})
 
 
 def test_the_defaults_are_those_of_the_original():

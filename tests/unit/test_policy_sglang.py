@@ -1,5 +1,6 @@
 """The rules of stock SGLang's scheduler, in small scenes."""
 
+import copy
 import random
 import sys
 from pathlib import Path
@@ -228,10 +229,106 @@ def test_predictions_change_nothing():
     assert logs[0] == logs[1] == logs[2]
 
 
-@pytest.mark.parametrize("field", ("chunked_prefill_tokens", "decay_steps"))
-def test_impossible_constants_are_refused(field):
-    with pytest.raises(ValueError, match=field):
-        SGLangConfig(capacity_tokens=100, **{field: 0})
+def test_who_returns_is_never_lost_however_long_it_became():
+    policy = SGLang(SGLangConfig(capacity_tokens=100))
+    grown, other = ask("a", 90, 20), ask("b", 5, 5)
+    decoding(policy, [(grown, 10)])
+    policy.add(other.task())
+    grown.produced = 10
+    policy.requeue(grown.task())
+    waiting = [(state.task.rid, state.task.prompt_tokens) for state in policy.books.waiting]
+    assert waiting == [("b", 5), ("a", 100)]
+    policy.remove("b", Outcome.ABORTED)
+    assert policy.plan(View(0.0, 100, 0, 9, 9)).prefill == (("a", 100),)
+
+
+def crowded():
+    """A policy whose batch has room for "small" and not for "big"; and a view of it."""
+    policy = SGLang(SGLangConfig(capacity_tokens=100))
+    decoding(policy, [(ask("a", 40, 50), 0)])
+    return policy, View(0.0, 100, 40, 9, 9)
+
+
+BIG, SMALL = ask("big", 50, 5), ask("small", 5, 5)
+DECODED = Launch(resumed=("a",), decoded=("a",))
+
+
+@pytest.mark.parametrize("plans", [1, 3])
+def test_the_batch_is_full_once_a_plan_in_which_a_prompt_found_no_room_was_launched(plans):
+    policy, view = crowded()
+    policy.add(BIG.task())
+    for _ in range(plans):
+        plan = policy.plan(view)
+    # Until it is launched, a plan changes nothing: without the big one there would be room.
+    other = copy.deepcopy(policy)
+    policy.on_launch(plan, DECODED)
+    for one in (policy, other):
+        one.remove("big", Outcome.ABORTED)
+        one.add(SMALL.task())
+    assert policy.plan(view).prefill == ()
+    assert other.plan(view).prefill == (("small", 5),)
+
+
+def test_who_comes_between_plan_and_launch_does_not_find_the_batch_full():
+    policy, view = crowded()
+    plan = policy.plan(view)
+    policy.add(SMALL.task())
+    policy.on_launch(plan, DECODED)
+    assert policy.plan(view).prefill == (("small", 5),)
+
+
+def test_who_leaves_between_plan_and_launch_makes_room():
+    policy, view = crowded()
+    decoding(policy, [(ask("c", 4, 5), 0)])
+    policy.add(BIG.task())
+    plan = policy.plan(view)
+    policy.remove("a", Outcome.FINISHED)
+    policy.on_launch(plan, Launch(resumed=("c",), decoded=("c",)))
+    assert policy.plan(View(0.0, 100, 5, 9, 9)).prefill == (("big", 50),)
+
+
+def test_a_prompt_that_the_machine_left_out_does_not_leave_the_batch_full():
+    policy, view = crowded()
+    policy.add(SMALL.task())
+    policy.add(BIG.task())
+    plan = policy.plan(view)
+    assert plan.prefill == (("small", 5),)
+    policy.on_launch(plan, Launch(parked=("a",)))
+    assert policy.plan(view).prefill == (("small", 5),)
+
+
+def test_nobody_starts_beside_the_prompt_under_way_while_the_batch_is_full():
+    policy = SGLang(SGLangConfig(capacity_tokens=100))
+    decoding(policy, [(ask("a", 40, 10), 0)])
+    policy.add(ask("b", 30, 5).task())
+    policy.on_launch(IterationPlan(), Launch(prefilled=(Prefilled("b", 20, 0, False),)))
+    policy.add(SMALL.task())
+    # After 6 of its last 10 tokens no KVC is left; then there is, but nobody left the batch.
+    for used, tokens in ((94, 6), (68, 4)):
+        plan = policy.plan(View(0.0, 100, used, 9, 9))
+        assert plan.prefill == (("b", tokens),)
+        part = Prefilled("b", tokens, 0, tokens == 4)
+        policy.on_launch(plan, Launch(prefilled=(part,), parked=("a",)))
+    policy.remove("a", Outcome.FINISHED)
+    assert policy.plan(View(0.0, 100, 30, 9, 9)).prefill == (("small", 5),)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("capacity_tokens", 0),
+        ("chunked_prefill_tokens", 0),
+        ("conservativeness", -0.1),
+        ("initial_ratio", -1),
+        ("least_ratio_factor", 1.1),
+        ("decay_steps", 0),
+        ("retract_steps", -1),
+        ("clip_tokens", 0),
+    ],
+)
+def test_impossible_constants_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}: give "):
+        SGLangConfig(**{"capacity_tokens": 100, field: value})
 
 
 def test_the_defaults_are_those_of_the_original():

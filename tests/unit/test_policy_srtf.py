@@ -184,11 +184,18 @@ def test_where_only_a_pinned_prefix_is_in_the_way_everybody_gives_way():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("max_batch_tokens", 0), ("preemption", Preemption.PARK)]
+    ("field", "value"),
+    [
+        ("capacity_tokens", 0),
+        ("max_batch_tokens", 0),
+        ("preemptible_fraction", -2),
+        ("preemptible_fraction", float("nan")),
+        ("preemption", Preemption.PARK),
+    ],
 )
 def test_impossible_constants_are_refused(field, value):
-    with pytest.raises(ValueError, match=field):
-        SrtfConfig(capacity_tokens=100, **{field: value})
+    with pytest.raises(ValueError, match=f"{field}=.*: give "):
+        SrtfConfig(**{"capacity_tokens": 100, field: value})
 
 
 def test_the_defaults_are_those_of_the_originals():

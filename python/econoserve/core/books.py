@@ -161,10 +161,12 @@ class Books:
 
         Raises:
             NeverFits: its prompt and one output token exceed the KVC.
-            ValueError: its ``rid`` is known.
+            ValueError: its ``rid`` is known, or its prompt is empty.
         """
         if task.rid in self._tasks:
             raise ValueError(f"rid={task.rid!r} is being served already: give each request its own")
+        if task.prompt_tokens < 1:
+            raise ValueError(f"prompt_tokens={task.prompt_tokens}: a prompt has 1 token or more")
         if task.prompt_tokens + 1 > self.ledger.capacity_tokens:
             raise NeverFits.of(task.prompt_tokens, self.ledger.capacity_tokens)
         self._arrivals += 1

@@ -173,17 +173,19 @@ class TfsConfig:
         if self.pinned_tokens is not None and self.pinned_tokens < 1:
             raise ValueError(f"pinned_tokens={self.pinned_tokens}: give 1 or more, or None")
 
-    def tokens(self, cost: CostModel, decoding: int, context_tokens: int, slack_s: float) -> int:
+    def tokens(self, cost: CostModel, decoding: int, context_tokens: int, tpot_s: float) -> int:
         """TFS: the tokens of the next forward pass that use the device well and keep TPOT.
 
-        The largest P whose iteration takes no longer than ``slack_s``, but not beyond the point
-        where tokens per second reach ``saturation`` of what ever larger passes would give.
+        The largest P whose iteration takes no longer than ``tpot_s``, but not beyond the point
+        where tokens per second reach ``saturation`` of what ever larger passes would give. Which
+        prompts will be in the pass is not known yet, so the term of their context, c2, is left
+        out; and never less than the least TFS, whatever the objective.
 
         Args:
             cost: how long iterations take.
             decoding: requests that decode in it.
             context_tokens: their context.
-            slack_s: longest iteration that keeps the tightest TPOT; infinity without one.
+            tpot_s: the tightest TPOT objective among them; infinity without one.
 
         Returns:
             Tokens, decode and prompt tokens together.
@@ -193,11 +195,12 @@ class TfsConfig:
         fixed_s, per_token_s, _, per_request_s, per_context_s = cost.coefficients_s(mixed=True)
         low, high = self.limits_tokens
         fixed_s += per_request_s * decoding + per_context_s * context_tokens
-        if per_token_s <= 0:
-            return high
-        saturated = (self.saturation * fixed_s / per_token_s - decoding) / (1 - self.saturation)
-        affordable = (slack_s - fixed_s) / per_token_s
-        prompt_tokens = max(min(saturated, affordable, high), 0)
+        if per_token_s > 0:
+            saturated = (self.saturation * fixed_s / per_token_s - decoding) / (1 - self.saturation)
+            affordable = (tpot_s - fixed_s) / per_token_s
+            prompt_tokens = max(min(saturated, affordable, high), 0)
+        else:
+            prompt_tokens = high if fixed_s < tpot_s else 0
         return int(min(max(decoding + prompt_tokens, low), high))
 
 

@@ -48,6 +48,7 @@ class Draft:
         decoding: tasks that decode in this iteration.
         committed: tasks that decode, or will as soon as their prompt is done.
         rows: further requests that may hold KVC.
+        tpot_s: the tightest TPOT objective of those that decode; infinity without one.
         blocked: a task waited too long; nobody may pass it.
         gts_wait: a GT did not fit.
         parked_tokens: KVC of prompts started here whose response is promised nothing yet.
@@ -60,6 +61,7 @@ class Draft:
         self.free_tokens = view.capacity_tokens - view.used_tokens - self.decoding
         self.committed = self.decoding + len(books.starting) + len(books.prefilling)
         self.rows = view.free_rows
+        self.tpot_s = next(iter(books.running_tpots_s), math.inf)
         self.blocked = False
         self.gts_wait = False
         self.parked_tokens = 0
@@ -72,7 +74,7 @@ class Draft:
         self._reject: list[tuple[str, str]] = []
         self._demote: list[str] = []
         self._passed: dict[str, None] = {}
-        self._too_much: list[tuple[int, float]] = []
+        self._too_much: list[tuple[int, int]] = []
 
     @property
     def idle(self) -> bool:
@@ -91,8 +93,9 @@ class Draft:
         Returns:
             ``True`` if it fits.
         """
-        # Without a response the tokens stay for good, which is more than any response.
-        length = sum(response) if response else math.inf
+        if not response:
+            return self.trial.fits(tokens, ())
+        length = sum(response)
         if any(tokens >= refused and length >= longer for refused, longer in self._too_much):
             return False
         fits = self.trial.fits(tokens, response)
@@ -123,6 +126,7 @@ class Draft:
                 state.task.rid, state.offloaded_tokens + 1, tuple(left - 1 for left in response)
             )
             self.free_tokens -= state.offloaded_tokens
+            self.rows -= 1
         else:
             host = self.trial.start(state.task.rid, response)
         self._promise(state, state.offloaded_tokens, response, host)
@@ -139,7 +143,7 @@ class Draft:
             ``True`` if what it held and its response fit, and its slots are free now.
         """
         response = tuple(left - 1 for left in state.needed)
-        enough = state.offloaded_tokens < self.free_tokens
+        enough = state.offloaded_tokens < self.free_tokens and self.rows > 0
         return enough and self.trial.fits(state.offloaded_tokens + 1, response)
 
     def join(self, state: TaskState) -> None:
@@ -149,6 +153,7 @@ class Draft:
             state: a task in the GT queue.
         """
         self._resume.append(state.task.rid)
+        self.tpot_s = min(self.tpot_s, state.task.slo.tpot_s or math.inf)
         self.decoding += 1
         self.free_tokens -= 1
 

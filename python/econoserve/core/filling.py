@@ -12,7 +12,7 @@ from econoserve.core.order import Ordering
 from econoserve.core.queues import from_rank
 from econoserve.core.types import View
 
-TRIES = 3
+TRIES = 2
 """Prompts that are tested in vain in one plan; bounds its cost."""
 
 GROUPS = 16
@@ -88,9 +88,11 @@ class PromptFiller:
         # In strict order a prompt must not take what a GT waits for, unless it cannot be parked.
         behind = draft.gts_wait and self._ordering.strict and state.task.parkable
         runs_next = not behind and draft.committed < view.max_running
-        if runs_next and prompt.done and draft.fits(taken, response):
+        # Alone, it runs whatever is kept in reserve.
+        alone = draft.idle and not len(self._ledger)
+        if runs_next and prompt.done and (alone or draft.fits(taken, response)):
             draft.admit(state, prompt, response)
-        elif runs_next and not prompt.done and draft.fits(taken + response[-1], ()):
+        elif runs_next and not prompt.done and (alone or draft.fits(taken + response[-1], ())):
             draft.reserve(state, prompt, response)
         elif self._may_park(state, taken, draft):
             draft.park(state, prompt, response)
@@ -104,8 +106,6 @@ class PromptFiller:
         Together with the longest response that waits, parked prompts never fill the KVC: when
         nothing runs, the first GT fits.
         """
-        if draft.idle and not len(self._ledger):
-            return True
         parked = self._ledger.waiting_tokens + draft.parked_tokens + taken
         if not state.task.parkable or parked > self._parkable_tokens:
             return False

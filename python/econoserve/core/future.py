@@ -1,7 +1,9 @@
 """What the two skyline modes share: KVC that stays taken, and prefixes that several claims hold.
 
 Prefixes that several claims share are counted once where their key says that they are the same,
-and in full otherwise, which is never too little.
+and in full otherwise, which is never too little. Where that explains more than the pool says is in
+use, a second bound is known: what is in use now and stays so, and what the claims still grow by.
+At each step the lower of the two counts.
 """
 
 from collections.abc import Hashable
@@ -48,6 +50,33 @@ class FutureLedger(Ledger):
         """
         unexplained = max(used_tokens - (self.held_tokens - self._copied_tokens), 0)
         return self.waiting_tokens + unexplained
+
+    def limits_tokens(self, used_tokens: int) -> tuple[int, ...]:
+        """What the decoding claims may hold, and where it may be more, what they may grow by.
+
+        Args:
+            used_tokens: KVC in use, as the pool reports it.
+
+        Returns:
+            The KVC less the reserve and what stays taken; and, where claims share more than is
+            known, the KVC less the reserve, what is in use and what waiting claims are promised.
+        """
+        available = self.capacity_tokens - self.reserve_tokens
+        limit = available - self.standing_tokens(used_tokens)
+        if self.held_tokens - self._copied_tokens <= used_tokens:
+            return (limit,)
+        return limit, available - used_tokens - self._totals.promised
+
+    def freed_tokens(self, rid: str) -> int:
+        """KVC that the pool has more of when a claim ends.
+
+        Args:
+            rid: a task with a claim.
+
+        Returns:
+            What it holds, less what it found in the prefix cache.
+        """
+        return self.held_by(rid) - self._claims[rid].pinned_tokens
 
     def own_tokens(self, rid: str) -> int:
         """KVC that a claim holds and does not share.

@@ -301,7 +301,7 @@ class Ledger:
             del self._claims[rid]
 
     def trial(self, used_tokens: int) -> Trial:
-        """Begin to plan.
+        """Begin to plan; no claim changes, but a mode may work out again what it keeps of them.
 
         Args:
             used_tokens: KVC in use, as the pool reports it: shared prefixes once.
@@ -333,6 +333,7 @@ class Ledger:
         claim.since += 1
         claim.ends = tuple(end + 1 for end in claim.ends)
         claim.review += 1
+        claim.hosted_since += 1
         self._enter(rid, claim)
 
     def _leave(self, rid: str, claim: Claim) -> None:

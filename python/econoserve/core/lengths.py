@@ -14,14 +14,28 @@ class LengthPrediction:
     """A predicted response-length distribution; the only way a length enters the scheduler.
 
     Attributes:
-        quantiles_tokens: ascending RL at evenly spaced probability levels.
+        quantiles_tokens: ascending RL at evenly spaced probability levels; empty where nothing is
+            known.
         level: the probability that a promise of one length is meant to cover, in (0, 1].
-        cap_tokens: the request's limit on output tokens; no prediction exceeds it.
+        cap_tokens: the request's limit on output tokens; no prediction exceeds it. 0 counts as 1:
+            a prompt's pass produces a token in any case.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     quantiles_tokens: tuple[int, ...]
     level: float
     cap_tokens: int
+
+    def __post_init__(self) -> None:
+        known = self.quantiles_tokens
+        if list(known) != sorted(known) or (known and not known[0] >= 1):
+            raise ValueError(f"quantiles_tokens={known}: give lengths of 1 or more, ascending")
+        if not 0.0 < self.level <= 1.0:
+            raise ValueError(f"level={self.level}: give a probability in (0, 1]")
+        if self.cap_tokens < 0:
+            raise ValueError(f"cap_tokens={self.cap_tokens}: give 0 or more")
 
     @property
     def tokens(self) -> int:

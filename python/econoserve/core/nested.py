@@ -270,6 +270,8 @@ class NestedTrial:
         shrinks = self._ledger.step + response[-1] < claim.ends[-1]
         if claim.guest is not None and shrinks:
             self._charge(claim.guest, self._ledger.promised_to(claim.guest))
+        if shrinks:
+            self._taken[rid] = None
         if claim.host is not None and self._ledger.step + response[-1] <= claim.until:
             return claim.host
         return self._place(rid, None, response[-1])

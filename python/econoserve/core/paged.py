@@ -1,14 +1,18 @@
-"""What policies share that take KVC in blocks as they go, first come, first served.
+"""What the baselines share: the order of arrival, and KVC taken in blocks.
 
-A token-level pool has no blocks; these policies count as if it had, so that they decide as their
-originals do.
+A token-level pool has no blocks; the policies that take them count as if it had, so that they
+decide as their originals do. Which policy does what, and when, is in its own file.
 """
 
-from econoserve.core.books import Books, TaskState
+import math
+from collections import deque
+from typing import NamedTuple
+
+from econoserve.core.books import Books, Phase, TaskState
 from econoserve.core.plain import PlainLedger
 from econoserve.core.policy import BookedPolicy
 from econoserve.core.queues import Place
-from econoserve.core.types import View
+from econoserve.core.types import IterationPlan, Preemption, View
 
 
 def came(state: TaskState) -> tuple[float, int]:
@@ -35,8 +39,55 @@ def arrival_place(state: TaskState) -> Place:
     return Place(came(state), 0, state.number)
 
 
+def unfinished_prompts(books: Books, budget_tokens: float = math.inf) -> list[tuple[str, int]]:
+    """What is left of prompts under way, cut by a policy or cut short by the machine.
+
+    Args:
+        books: the live tasks.
+        budget_tokens: most tokens in all.
+
+    Returns:
+        ``(rid, tokens)`` of each that has its turn.
+    """
+    parts = []
+    for state in books.prefilling.values():
+        tokens = int(min(state.prompt_left_tokens, budget_tokens))
+        if tokens > 0:
+            parts.append((state.task.rid, tokens))
+            budget_tokens -= tokens
+    return parts
+
+
+class Decodes(NamedTuple):
+    """Who decodes in an iteration, and what it costs the others.
+
+    Attributes:
+        stay: tasks that decode.
+        preempt: tasks that give way, and how.
+        free_tokens: KVC in free blocks then.
+        all_stay: whether nobody is left out.
+    """
+
+    stay: list[TaskState]
+    preempt: list[tuple[str, Preemption]]
+    free_tokens: int
+    all_stay: bool
+
+    def plan(self, prefill: list[tuple[str, int]]) -> IterationPlan:
+        """The iteration.
+
+        Args:
+            prefill: its prompts.
+
+        Returns:
+            The plan.
+        """
+        resume = tuple(state.task.rid for state in self.stay if state.phase is Phase.READY)
+        return IterationPlan(tuple(prefill), resume, tuple(self.preempt))
+
+
 class PagedPolicy(BookedPolicy):
-    """Counts KVC in blocks; subclasses decide, in ``plan``.
+    """Counts KVC in blocks, first come, first served; subclasses decide, in ``plan``.
 
     Args:
         capacity_tokens: size of the KVC.
@@ -89,7 +140,8 @@ class PagedPolicy(BookedPolicy):
             state: a task that holds KVC.
 
         Returns:
-            Tokens in its blocks, without a prefix from the cache, which may stay in use.
+            Tokens in its blocks, without a prefix from the cache, which may stay in use: too
+            few where nobody shares it.
         """
         return self.in_blocks(self.ledger.held_by(state.task.rid)) - state.cached_tokens
 
@@ -115,22 +167,68 @@ class PagedPolicy(BookedPolicy):
         """
         return tokens + -tokens % self.block_tokens
 
-    def unfinished_chunks(self, budget: int) -> list[tuple[str, int]]:
-        """The next chunk of the prompt under way, whose blocks are taken already.
+    def asked_tokens(self, state: TaskState) -> int:
+        """KVC that must be free for a task to decode; where there is less, somebody gives way.
 
         Args:
-            budget: most tokens.
+            state: a task whose prompt is done.
 
         Returns:
-            ``(rid, tokens)``, at most one.
+            Tokens of the block that it takes, if its last one is full.
         """
-        parts = []
-        for state in self.books.prefilling.values():
-            tokens = min(state.prompt_left_tokens, budget)
-            if tokens > 0:
-                parts.append((state.task.rid, tokens))
-                budget -= tokens
-        return parts
+        return self.block_tokens if self.grows(state) else 0
+
+    def decode(self, free_tokens: int) -> Decodes:
+        """Let decode who came first, as far as the blocks go; the last to come gives way.
+
+        Args:
+            free_tokens: KVC in free blocks.
+
+        Returns:
+            Who decodes and who does not. Who is alone always does.
+        """
+        left = deque(self.decoders())
+        count, stay = len(left), []
+        preempt: list[tuple[str, Preemption]] = []
+        while left:
+            state = left.popleft()
+            asked = self.asked_tokens(state)
+            while free_tokens < asked and left:
+                victim = left.pop()
+                preempt.append((victim.task.rid, Preemption.RECOMPUTE))
+                free_tokens += self.freed_tokens(victim)
+            if free_tokens < asked and stay:
+                preempt.append((state.task.rid, Preemption.RECOMPUTE))
+                break
+            taken = self.block_tokens if self.grows(state) else 0
+            if free_tokens < taken and self.books.prefilling:
+                # The prompt under way cannot give way: the last one waits for it to end.
+                if state.phase is Phase.RUNNING:
+                    preempt.append((state.task.rid, Preemption.PARK))
+                break
+            stay.append(state)
+            free_tokens -= taken
+        return Decodes(stay, preempt, free_tokens, len(stay) == count)
+
+    def decodes_and_chunks(self, view: View, budget: int, most_holders: int) -> IterationPlan:
+        """Spend a budget on decodes, then the prompt under way, then, if nobody gave way, new ones.
+
+        Args:
+            view: the machine now.
+            budget: most tokens in the iteration.
+            most_holders: most tasks that may hold KVC.
+
+        Returns:
+            The iteration.
+        """
+        decodes = self.decode(self.free_tokens(view))
+        budget -= len(decodes.stay)
+        # The blocks of the prompt under way are taken already.
+        parts = unfinished_prompts(self.books, budget)
+        if decodes.all_stay:
+            budget -= sum(tokens for _, tokens in parts)
+            parts += self.new_chunks(view, decodes.free_tokens, budget, most_holders)
+        return decodes.plan(parts)
 
     def new_chunks(
         self, view: View, free_tokens: int, budget: int, most_holders: int
@@ -164,20 +262,3 @@ class PagedPolicy(BookedPolicy):
             budget -= tokens
             places -= 1
         return parts
-
-
-def check_paged(sizes: dict[str, int], watermark_fraction: float) -> None:
-    """Refuse sizes that no block manager can have.
-
-    Args:
-        sizes: values that must be at least 1, by name.
-        watermark_fraction: share of the blocks to keep free.
-
-    Raises:
-        ValueError: names the value and the fix.
-    """
-    for name, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{name}={value}: give 1 or more")
-    if not 0.0 <= watermark_fraction < 1.0:
-        raise ValueError(f"watermark_fraction={watermark_fraction}: give 0 or more, below 1")

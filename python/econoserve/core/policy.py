@@ -96,11 +96,12 @@ class BookedPolicy:
 
     def on_launch(self, plan: IterationPlan, launch: Launch) -> None:
         """See ``Policy.on_launch``."""
-        launched = {part.rid for part in launch.prefilled}
+        launched = {*launch.resumed, *(part.rid for part in launch.prefilled)}
         for promise in plan.promises:
             rid = promise.rid
-            # A prompt that was planned and not launched holds nothing and is owed nothing.
-            if rid in self.books and (rid in launched or self.books.has_started(rid)):
+            # What was planned and not launched is owed nothing, unless it was owed something.
+            owed = rid in self.ledger and self.ledger[rid].since is not None
+            if rid in self.books and (rid in launched or owed):
                 self.ledger.promise(
                     rid, promise.prompt_tokens, promise.response_tokens, promise.host
                 )

@@ -13,6 +13,7 @@ all that decodes at the first still did at the second, so a coarse grid only eve
 
 import math
 from bisect import bisect_right
+from heapq import heappop, heappush
 from statistics import NormalDist
 
 import numpy as np
@@ -68,9 +69,9 @@ class RiskLedger(FutureLedger):
         super().__init__(capacity_tokens, reserve_tokens, lead_tokens)
         self.points = points
         self.z = NormalDist().inv_cdf(1 - risk)
-        self._outcomes = np.full((points, ROWS), -1)
+        self._outcomes = np.full((points, ROWS), -1, dtype=np.int32)
         self._bases = np.zeros(ROWS)
-        self._free_rows = list(range(ROWS - 1, -1, -1))
+        self._free_rows = list(range(ROWS))
         self._top_row = 0
         self._grid = np.zeros(0, dtype=np.int64)
         self._survival = np.zeros((ROWS, 0))
@@ -83,12 +84,15 @@ class RiskLedger(FutureLedger):
         """See ``Ledger.trial``."""
         return RiskTrial(self, used_tokens)
 
-    def occupancy(self) -> tuple[np.ndarray, np.ndarray]:
+    def occupancy(self, bounds: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """What the decoding claims will hold.
 
+        Args:
+            bounds: 1, or 2 to learn also by how much they will grow (see ``limits_tokens``).
+
         Returns:
-            Grid points from now on (steps), and an array with the mean (tokens) of the occupancy at
-            each in its first row, the variance (tokens squared) in its second.
+            Grid points from now on (steps), and an array (bounds, 2, points): mean (tokens) and
+            variance (tokens squared) of either at each.
         """
         many = self._fresh * REGRID_SHARE >= self._totals.decoding > 0
         if many or self.step - self._drawn_at >= REGRID_STEPS:
@@ -105,11 +109,15 @@ class RiskLedger(FutureLedger):
         # Sums over the claims of p, p * b and p * b^2, and the same of p * (1 - p).
         sums = powers @ self._survival[:rows, first:]
         spread = sums - (powers * share) @ self._squares[:rows, first:]
-        moments = np.empty((2, len(grid)))
-        moments[0] = sums[0] * grid + sums[1]
-        moments[1] = (spread[0] * grid + 2 * spread[1]) * grid + spread[2]
+        moments = np.empty((bounds, 2, len(grid)))
+        moments[0, 0] = sums[0] * grid + sums[1]
+        moments[0, 1] = (spread[0] * grid + 2 * spread[1]) * grid + spread[2]
         # Up to the first point everything decodes that does now.
-        moments[:, 0] = self._totals.decoding * grid[0] + bases.sum(), 0.0
+        moments[0, :, 0] = self._totals.decoding * grid[0] + bases.sum(), 0.0
+        if bounds > 1:
+            ahead = grid - self.step
+            moments[1] = sums[0] * ahead, spread[0] * ahead * ahead
+            moments[1, :, 0] = self._totals.decoding * ahead[0], 0.0
         return grid, np.maximum(moments, 0.0)
 
     def _draw_grid(self) -> None:
@@ -130,7 +138,7 @@ class RiskLedger(FutureLedger):
     def _index(self, rid: str, claim: Claim) -> None:
         if not self._free_rows:
             self._grow()
-        claim.slot = self._free_rows.pop()
+        claim.slot = heappop(self._free_rows)
         self._top_row = max(self._top_row, claim.slot + 1)
         self._outcomes[:, claim.slot] = claim.ends
         self._bases[claim.slot] = self.base_of(claim)
@@ -143,7 +151,9 @@ class RiskLedger(FutureLedger):
         self._outcomes[:, claim.slot] = -1
         self._bases[claim.slot] = 0.0
         self._survival[claim.slot] = self._squares[claim.slot] = 0.0
-        self._free_rows.append(claim.slot)
+        heappush(self._free_rows, claim.slot)
+        while self._top_row and self._outcomes[-1, self._top_row - 1] < 0:
+            self._top_row -= 1
 
     def _grow(self) -> None:
         rows = len(self._bases)
@@ -151,7 +161,7 @@ class RiskLedger(FutureLedger):
         self._bases = np.pad(self._bases, (0, rows))
         self._survival = np.pad(self._survival, ((0, rows), (0, 0)))
         self._squares = np.pad(self._squares, ((0, rows), (0, 0)))
-        self._free_rows = list(range(2 * rows - 1, rows - 1, -1))
+        self._free_rows = list(range(rows, 2 * rows))
 
 
 class RiskTrial:
@@ -165,10 +175,10 @@ class RiskTrial:
     def __init__(self, ledger: RiskLedger, used_tokens: int) -> None:
         self._ledger = ledger
         self._z = ledger.z
-        self._limit = (
-            ledger.capacity_tokens - ledger.reserve_tokens - ledger.standing_tokens(used_tokens)
-        )
-        grid, self._moments = ledger.occupancy()
+        limits = ledger.limits_tokens(used_tokens)
+        grid, self._moments = ledger.occupancy(len(limits))
+        # From here on the means are what is above the limit.
+        self._moments[:, 0] -= np.array(limits)[:, None]
         self._ahead = grid - ledger.step
         # Steps from now to the last one before each cell.
         self._cells = np.concatenate(([-1.0], self._ahead[:-1]))
@@ -179,7 +189,7 @@ class RiskTrial:
     @property
     def headroom_tokens(self) -> int:
         """See ``Trial.headroom_tokens``."""
-        return math.floor(min(self._limit, self._limit - self._fullest[1]))
+        return math.floor(-self._fullest[1])
 
     def fits(self, tokens: int, response: tuple[int, ...]) -> bool:
         """See ``Trial.fits``."""
@@ -188,14 +198,14 @@ class RiskTrial:
         if self._overfills(tokens - 1, response):
             return False
         moments = self._moments + self._future(tokens - 1, response, 1)
-        return self._margined(moments).max() <= self._limit
+        return self._above(moments).max() <= 0
 
     def take(self, rid: str, tokens: int, response: tuple[int, ...]) -> str | None:
         """See ``Trial.take``."""
         if response:
             self._add(self._future(tokens - 1, response, 1))
         else:
-            self._raise_limit(-tokens)
+            self._raise_limits(-tokens, -tokens)
         return None
 
     def count(self, response: tuple[int, ...], most: int) -> int:
@@ -203,7 +213,7 @@ class RiskTrial:
         future = self._future(0, response, 0)
         low, high, trying = 0, most, most
         while low < high:
-            if self._margined(self._moments + trying * future).max() <= self._limit:
+            if self._above(self._moments + trying * future).max() <= 0:
                 low = trying
             else:
                 high = trying - 1
@@ -212,63 +222,75 @@ class RiskTrial:
 
     def start(self, rid: str, response: tuple[int, ...]) -> str | None:
         """See ``Trial.start``."""
-        own = self._ledger.own_tokens(rid)
-        self._raise_limit(own + self._ledger[rid].waiting_promise_tokens)
-        self._add(self._future(own, response, 0))
+        own, promised = self._ledger.own_tokens(rid), self._ledger[rid].waiting_promise_tokens
+        self._raise_limits(own + promised, promised)
+        self._add(self._future(self._held(own), response, 0))
         return None
 
     def extend(self, rid: str, response: tuple[int, ...]) -> str | None:
         """See ``Trial.extend``."""
         self.release(rid)
         self._extended[rid] = response
-        self._add(self._future(self._ledger.own_tokens(rid), response, 0))
+        self._raise_limits(0, -self._ledger.freed_tokens(rid))
+        self._add(self._future(self._held(self._ledger.own_tokens(rid)), response, 0))
         return None
 
     def release(self, rid: str) -> None:
         """See ``Trial.release``; the outcomes that the ledger knows are taken out."""
         claim, own = self._ledger[rid], self._ledger.own_tokens(rid)
+        freed = self._ledger.freed_tokens(rid)
         if claim.since is None:
-            self._raise_limit(own + claim.waiting_promise_tokens)
+            promised = claim.waiting_promise_tokens
+            self._raise_limits(own + promised, freed + promised)
             return
+        self._raise_limits(0, freed)
         left = self._extended.pop(rid, None)
         if left is not None:
-            self._add(-self._future(own, left, 0))
+            self._add(-self._future(self._held(own), left, 0))
             return
         left = tuple(end - self._ledger.step for end in claim.ends if end >= self._ledger.step)
-        self._add(-self._moments_of(self._alive(left, 0), own + self._ahead))
+        self._add(-self._moments_of(self._alive(left, 0), self._held(own) + self._ahead))
         # Its outcomes that are over since the grid was drawn count more by now; not below 0.
-        np.maximum(self._moments[1], 0.0, out=self._moments[1])
+        np.maximum(self._moments[:, 1], 0.0, out=self._moments[:, 1])
 
     @property
     def _fullest(self) -> tuple[int, float]:
-        """The cell in which most is occupied, margin included, and how much."""
+        """The cell in which the KVC is fullest, margin included, and how far above the limit."""
         if self._peak is None:
-            occupied = self._margined(self._moments)
-            cell = int(occupied.argmax())
-            self._peak = cell, float(occupied[cell])
+            above = self._above(self._moments)
+            cell = int(above.argmax())
+            self._peak = cell, float(above[cell])
         return self._peak
 
     def _overfills(self, tokens: int, response: tuple[int, ...]) -> bool:
         """Whether a new claim is too much where the KVC is fullest already: most refusals are."""
         cell, _ = self._fullest
-        mean, variance = self._moments[:, cell].tolist()
         alive = 1 - bisect_right(response, self._cells[cell] - 1) / len(response)
         size = tokens + min(float(self._ahead[cell]), response[-1] + 1)
         own = alive * size
-        occupied = mean + own + self._z * math.sqrt(variance + own * (size - own))
-        return occupied - MARGIN > self._limit
+        spread = own * (size - own)
+        return all(
+            mean + own + self._z * math.sqrt(variance + spread) > MARGIN
+            for mean, variance in self._moments[:, :, cell].tolist()
+        )
 
-    def _future(self, tokens: int, response: tuple[int, ...], delay: int) -> np.ndarray:
-        """What a claim adds to the moments that holds so much now."""
+    def _held(self, own: int) -> np.ndarray:
+        """What a claim holds already, for each bound: in the second it is in the limit."""
+        return np.array([[own], [0]])[: len(self._moments)]
+
+    def _future(
+        self, tokens: int | np.ndarray, response: tuple[int, ...], delay: int
+    ) -> np.ndarray:
+        """What a claim adds to the moments that holds so much now, of each bound or of all."""
         size = tokens + np.minimum(self._ahead, response[-1] + delay)
         return self._moments_of(self._alive(response, delay), size)
 
     @staticmethod
     def _moments_of(alive: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Mean and variance of a claim of a size that is there with a probability."""
-        moments = np.empty((2, len(size)))
-        np.multiply(alive, size, out=moments[0])
-        np.multiply(moments[0], size - moments[0], out=moments[1])
+        moments = np.empty((*size.shape[:-1], 2, len(alive)))
+        mean = np.multiply(alive, size, out=moments[..., 0, :])
+        np.multiply(mean, size - mean, out=moments[..., 1, :])
         return moments
 
     def _alive(self, response: tuple[int, ...], delay: int) -> np.ndarray:
@@ -279,13 +301,16 @@ class RiskTrial:
             alive = self._known[response, delay] = 1 - over / len(response)
         return alive
 
-    def _raise_limit(self, tokens: int) -> None:
-        self._limit += tokens
+    def _raise_limits(self, *tokens: int) -> None:
+        for moments, more in zip(self._moments, tokens, strict=False):
+            moments[0] -= more
+        self._peak = None
 
     def _add(self, moments: np.ndarray) -> None:
         self._moments = self._moments + moments
         self._peak = None
 
-    def _margined(self, moments: np.ndarray) -> np.ndarray:
-        """What must be free in each cell for the risk to be no more than the chosen one."""
-        return moments[0] + self._z * np.sqrt(moments[1]) - MARGIN
+    def _above(self, moments: np.ndarray) -> np.ndarray:
+        """By how much the KVC is too small in each cell for the chosen risk, by the lower bound."""
+        above = moments[:, 0] + self._z * np.sqrt(moments[:, 1]) - MARGIN
+        return above[0] if len(above) == 1 else above.min(axis=0)

@@ -7,8 +7,10 @@ formula of LightLLM's Past-Future scheduler, ASPLOS'25; there it is used at admi
 
 In absolute steps a claim is a constant: it ends at step e and holds b + t at step t, where
 b = a - now. So the skyline changes only where claims come, go or are predicted anew, and is kept
-as arrays sorted by e.
+as arrays sorted by e. The second bound of ``future`` has the same shape, with b = -now.
 """
+
+from operator import add, sub
 
 import numpy as np
 
@@ -71,24 +73,26 @@ class SkylineTrial:
     def __init__(self, ledger: SkylineLedger, used_tokens: int) -> None:
         self._ledger = ledger
         self._now = ledger.step
-        self._limit = (
-            ledger.capacity_tokens - ledger.reserve_tokens - ledger.standing_tokens(used_tokens)
-        )
+        self._limits = ledger.limits_tokens(used_tokens)
+        self._bounds = len(self._limits)
         ends, bases = ledger.outcomes()
         self._size = len(ends)
-        # Ends, claims that decode until then, and their b; a column is added per admission.
-        self._columns = np.zeros((3, self._size + SLACK), dtype=np.int64)
+        # Ends, claims that decode until then, and their b for each bound; a column is added per
+        # admission.
+        self._columns = np.zeros((2 + self._bounds, self._size + SLACK), dtype=np.int64)
         self._columns[0, : self._size] = ends
         self._columns[1, : self._size] = np.arange(self._size, 0, -1)
         self._columns[2, : self._size] = bases[::-1].cumsum()[::-1]
-        self._claims: dict[str, tuple[int, int]] = {}
+        self._columns[3:, : self._size] = -self._now * self._columns[1, : self._size]
+        self._claims: dict[str, tuple[tuple[int, ...], int]] = {}
         self._profile: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def headroom_tokens(self) -> int:
         """See ``Trial.headroom_tokens``."""
         free, _ = self._free_and_room()
-        return int(min(self._limit, free.min())) if self._size else self._limit
+        limit = max(self._limits)
+        return int(min(limit, free.min())) if self._size else limit
 
     def fits(self, tokens: int, response: tuple[int, ...]) -> bool:
         """See ``Trial.fits``."""
@@ -113,9 +117,10 @@ class SkylineTrial:
     def take(self, rid: str, tokens: int, response: tuple[int, ...]) -> str | None:
         """See ``Trial.take``."""
         if response:
-            self._add(rid, tokens - 1 - self._now, self._now + 1 + response[-1])
+            bases = (tokens - 1 - self._now,) * self._bounds
+            self._add(rid, bases, self._now + 1 + response[-1])
         else:
-            self._raise_limit(-tokens)
+            self._raise_limits(-tokens, -tokens)
         return None
 
     def count(self, response: tuple[int, ...], most: int) -> int:
@@ -134,23 +139,27 @@ class SkylineTrial:
 
     def start(self, rid: str, response: tuple[int, ...]) -> str | None:
         """See ``Trial.start``."""
-        own = self._ledger.own_tokens(rid)
-        self._raise_limit(own + self._ledger[rid].waiting_promise_tokens)
-        self._add(rid, own - self._now, self._now + response[-1])
+        own, promised = self._ledger.own_tokens(rid), self._ledger[rid].waiting_promise_tokens
+        self._raise_limits(own + promised, promised)
+        bases = (own - self._now, -self._now)[: self._bounds]
+        self._add(rid, bases, self._now + response[-1])
         return None
 
     def extend(self, rid: str, response: tuple[int, ...]) -> str | None:
         """See ``Trial.extend``."""
-        base, _ = self._drop(rid)
-        self._add(rid, base, self._now + response[-1])
+        bases, _ = self._drop(rid)
+        self._add(rid, bases, self._now + response[-1])
         return None
 
     def release(self, rid: str) -> None:
         """See ``Trial.release``."""
+        own, freed = self._ledger.own_tokens(rid), self._ledger.freed_tokens(rid)
         if self._ledger[rid].since is None and rid not in self._claims:
-            self._raise_limit(self._ledger.own_tokens(rid) + self._ledger.promised_to(rid))
+            promised = self._ledger.promised_to(rid)
+            self._raise_limits(own + promised, freed + promised)
         else:
             self._drop(rid)
+            self._raise_limits(0, freed)
 
     def _first(self, end: int) -> int:
         """Index of the first outcome that is not before a step."""
@@ -158,42 +167,51 @@ class SkylineTrial:
 
     def _free_at(self, index: int, step: int) -> int:
         """KVC that is free at a step, which ``index`` belongs to."""
-        alive, base = self._columns[1:, index].tolist() if index < self._size else (0, 0)
-        return self._limit - alive * step - base
+        if index == self._size:
+            return max(self._limits)
+        alive, *bases = self._columns[1:, index].tolist()
+        return max(map(sub, self._limits, bases)) - alive * step
 
     def _free_and_room(self) -> tuple[np.ndarray, np.ndarray]:
         """Free KVC at each end, and the room for a claim that lives to that end."""
         if self._profile is None:
-            ends, alive, base = self._columns[:, : self._size]
-            free = self._limit - (alive * ends + base)
+            ends, alive, *bases = self._columns[:, : self._size]
+            free = self._limits[0] - bases[0]
+            if self._bounds > 1:
+                free = np.maximum(free, self._limits[1] - bases[1])
+            free -= alive * ends
             self._profile = (free, np.minimum.accumulate(free - ends + self._now))
         return self._profile
 
-    def _raise_limit(self, tokens: int) -> None:
-        self._limit += tokens
+    def _raise_limits(self, *tokens: int) -> None:
+        self._limits = tuple(map(add, self._limits, tokens))
         self._profile = None
 
-    def _add(self, rid: str, base: int, end: int) -> None:
+    def _add(self, rid: str, bases: tuple[int, ...], end: int) -> None:
         if self._size == self._columns.shape[1]:
             self._columns = np.pad(self._columns, ((0, 0), (0, SLACK)))
         index, columns = self._first(end), self._columns
         columns[:, index + 1 : self._size + 1] = columns[:, index : self._size]
-        columns[:, index] = (end, *columns[1:, index]) if index < self._size else (end, 0, 0)
+        columns[0, index] = end
+        columns[1:, index] = columns[1:, index + 1] if index < self._size else 0
         self._size += 1
         columns[1, : index + 1] += 1
-        columns[2, : index + 1] += base
-        self._claims[rid] = (base, end)
+        for row, base in enumerate(bases, start=2):
+            columns[row, : index + 1] += base
+        self._claims[rid] = (bases, end)
         self._profile = None
 
-    def _drop(self, rid: str) -> tuple[int, int]:
+    def _drop(self, rid: str) -> tuple[tuple[int, ...], int]:
         """Let a decoding claim weigh nothing; its end stays as a point, which does no harm."""
         standing = self._claims.pop(rid, None)
         if standing is None:
             claim = self._ledger[rid]
-            standing = (self._ledger.base_of(claim), claim.ends[-1])
-        base, end = standing
+            bases = (self._ledger.base_of(claim), -self._now)[: self._bounds]
+            standing = (bases, claim.ends[-1])
+        bases, end = standing
         index = int(self._columns[0, : self._size].searchsorted(end, side="right"))
         self._columns[1, :index] -= 1
-        self._columns[2, :index] -= base
+        for row, base in enumerate(bases, start=2):
+            self._columns[row, :index] -= base
         self._profile = None
         return standing

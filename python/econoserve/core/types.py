@@ -72,10 +72,14 @@ class Slo:
 class Task:
     """One request as it arrives.
 
+    Whoever runs the policy ends a response where prompt and response fill the KVC, so that any
+    request can be served alone.
+
     Attributes:
         rid: request id, unique while the request lives.
         arrival_s: when it arrived, on the clock of ``View.now_s``.
-        prompt_tokens: tokens to prefill (prompt, and what was generated before a recompute).
+        prompt_tokens: tokens to prefill (prompt, and what was generated before a recompute), at
+            least 1.
         prediction: the response-length prediction.
         slo: its objectives.
         parkable: whether its GT may wait with its KVC outside the batch; ``False`` reserves the
@@ -98,7 +102,7 @@ class CachedPrefix:
     """What of a waiting prompt lies in the prefix cache.
 
     Attributes:
-        tokens: prompt tokens that need no prefill.
+        tokens: prompt tokens that need no prefill; at least one of a prompt's does.
         evictable_tokens: those of them that no running task holds; admitting the prompt pins
             them, which takes that much from the free KVC.
         key: names the prefix; tasks with equal keys hold the same tokens, which then count

@@ -21,11 +21,23 @@ class VictimConfig:
             the bandwidth); ``None`` where that cannot be done.
         patience_s: slack at which the damage to an SLO is half of what it is without slack.
         lost_damage: damage to a task whose SLO is lost already, as a share of the worst.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     offload_s_per_token: float | None = None
     patience_s: float = 5.0
     lost_damage: float = 0.2
+
+    def __post_init__(self) -> None:
+        moving_s = self.offload_s_per_token
+        if moving_s is not None and not moving_s > 0:
+            raise ValueError(f"offload_s_per_token={moving_s}: give more than 0 seconds, or None")
+        if not self.patience_s > 0:
+            raise ValueError(f"patience_s={self.patience_s}: give more than 0 seconds")
+        if not 0 <= self.lost_damage <= 1:
+            raise ValueError(f"lost_damage={self.lost_damage}: give a share between 0 and 1")
 
 
 class Victims:
@@ -66,7 +78,7 @@ class Victims:
             (holder for holder in holders if not holder.offloaded_tokens),
             key=lambda state: (self._harm(state, now_s), -state.number),
         )
-        # The last one runs on: the KVC holds any single request to its end.
+        # The last one runs on: the KVC holds any single request to its end (see ``Task``).
         last = 0 if books.prefilling else 1
         for state in order[: len(order) - last]:
             if draft.free_tokens >= needed:
@@ -90,7 +102,8 @@ class Victims:
     def _cheapest(self, state: TaskState) -> Preemption:
         held = self._books.ledger.held_by(state.task.rid)
         per_token_s = self.config.offload_s_per_token
-        if per_token_s is not None and 2 * held * per_token_s < self._cost.prefill_s(held):
+        movable = per_token_s is not None and state.task.parkable
+        if movable and 2 * held * per_token_s < self._cost.prefill_s(held):
             return Preemption.OFFLOAD
         return Preemption.RECOMPUTE
 
@@ -99,7 +112,7 @@ class Victims:
         config = self.config
         held = self._books.ledger.held_by(state.task.rid)
         restore_s = self._cost.prefill_s(held)
-        if config.offload_s_per_token is not None:
+        if config.offload_s_per_token is not None and state.task.parkable:
             restore_s = min(restore_s, 2 * held * config.offload_s_per_token)
         slack_s = self._ordering.latest_start_s(state, generating=True) - now_s
         lost = slack_s < 0 or state.demoted

@@ -6,7 +6,6 @@ ablation's variants differ only in the order of the queues and the mode of the l
 constants are ours.
 """
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +39,9 @@ class EconoServeConfig:
         parked_fraction: share of the KVC for prompts whose response does not fit yet.
         late: what becomes of prompts that cannot keep their SLO.
         starvation_s: a task that waited so long beyond its latest start lets nobody past it.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     capacity_tokens: int
@@ -50,6 +52,12 @@ class EconoServeConfig:
     parked_fraction: float = 0.2
     late: Late = Late.DEMOTE
     starvation_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.parked_fraction <= 1:
+            raise ValueError(f"parked_fraction={self.parked_fraction}: give a share in [0, 1]")
+        if not self.starvation_s >= 0:
+            raise ValueError(f"starvation_s={self.starvation_s}: give 0 seconds or more")
 
 
 VARIANTS = {
@@ -67,10 +75,13 @@ def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
 
     Args:
         name: key of ``VARIANTS``.
-        config: everything else.
+        config: everything else; its mode and its order are not used.
 
     Returns:
         The configuration.
+
+    Raises:
+        KeyError: there is no such variant.
     """
     mode, order = VARIANTS[name]
     return replace(
@@ -176,14 +187,19 @@ class EconoServe(BookedPolicy):
         return count == len(group)
 
     def _count(self, group: Sequence[TaskState], draft: Draft, most: int) -> int:
-        """How many members of a group fit, each taken for the longest."""
+        """How many members of a group fit, each taken for the worst of them."""
         if most < 1:
             return 0
         if group[0].offloaded_tokens:
             # Each brings back KVC of its own size; one of them in a plan.
             return int(draft.fits_back(group[0]))
-        longest = group[-1] if self.ordering.shorter_first else group[0]
-        return draft.trial.count(longest.needed, most)
+        if self.ledger.points == 1:
+            worst = (group[-1] if self.ordering.shorter_first else group[0]).needed
+        else:
+            # Equal in the middle, they may differ elsewhere.
+            responses = (state.needed for state in group if not draft.is_out(state))
+            worst = tuple(map(max, zip(*islice(responses, most), strict=True)))
+        return draft.trial.count(worst, most) if worst else 0
 
     def _resume_head(self, draft: Draft) -> None:
         """With nothing running, the first GT runs in any case; parked ones make room for it."""
@@ -194,6 +210,5 @@ class EconoServe(BookedPolicy):
             draft.resume(head, response)
 
     def _tfs_tokens(self, draft: Draft) -> int:
-        slack_s = next(iter(self.books.running_tpots_s), math.inf)
         context_tokens = self.ledger.decoding_tokens
-        return self.config.tfs.tokens(self.cost, draft.decoding, context_tokens, slack_s)
+        return self.config.tfs.tokens(self.cost, draft.decoding, context_tokens, draft.tpot_s)

@@ -14,6 +14,8 @@ MLFQ; request.py, block_manager.py, benchmarks/artifact-evaluation). Where this 
 - KVC comes back when its request runs; there also ahead of that, where there is room.
 - Where host memory is full too, the lowest are computed again, for the others to go on.
 - A prompt larger than a batch is the only one in it; there it waits for ever.
+- Swapping frees no prefix from the cache, which may stay in use. With prefix caching, what it
+  frees is therefore understated: all cached tokens count as shared.
 - The batch is as large as the machine allows; the evaluation's scripts take 16, 64 and 128.
 - Who may run but is left out is parked. Where the machine cannot park one, it decodes along.
 """
@@ -23,7 +25,9 @@ from dataclasses import dataclass
 from sortedcontainers import SortedList
 
 from econoserve.core.books import Books, Phase, TaskState
+from econoserve.core.checks import check_least
 from econoserve.core.cost import CostModel, IterationWork
+from econoserve.core.paged import unfinished_prompts
 from econoserve.core.plain import PlainLedger
 from econoserve.core.policy import BookedPolicy
 from econoserve.core.queues import Place
@@ -59,10 +63,17 @@ class FastServeConfig:
     starvation_iterations: int = 1000
 
     def __post_init__(self) -> None:
-        if self.base_quantum_s <= 0:
+        check_least(self, capacity_tokens=1, max_batch_tokens=1)
+        check_least(self, starvation_s=0, starvation_iterations=1)
+        if not self.base_quantum_s > 0:
             raise ValueError(f"base_quantum_s={self.base_quantum_s}: give more than 0 seconds")
-        if self.quantum_ratio <= 1:
+        if not self.quantum_ratio > 1:
             raise ValueError(f"quantum_ratio={self.quantum_ratio}: give a ratio above 1")
+        if self.host_tokens is not None and self.host_tokens < 0:
+            raise ValueError(f"host_tokens={self.host_tokens}: give 0 or more, or None")
+        if not 0.0 <= self.least_host_fraction <= 1.0:
+            fraction = self.least_host_fraction
+            raise ValueError(f"least_host_fraction={fraction}: give a share in [0, 1]")
 
 
 @dataclass(slots=True)
@@ -175,7 +186,7 @@ class FastServe(BookedPolicy):
         self, view: View, evictable: dict[str, int], shut: bool
     ) -> tuple[dict[str, int], dict[str, None], int]:
         """The next prompts and GTs by rank, and the KVC they take, if others may give way."""
-        prompts = {rid: state.prompt_left_tokens for rid, state in self.books.prefilling.items()}
+        prompts = dict(unfinished_prompts(self.books))
         gts: dict[str, None] = {}
         needed, rows = sum(prompts.values()), view.free_rows
         budget = self.config.max_batch_tokens - needed
@@ -218,6 +229,7 @@ class FastServe(BookedPolicy):
         return movable, shut
 
     def _serve(self, rid: str, elapsed_s: float) -> None:
+        """Count an iteration of it; it sinks by a level when its quantum is used up."""
         standing = self.standings[rid]
         standing.served_s += elapsed_s
         standing.last_run_s = self._clock_s
@@ -228,13 +240,14 @@ class FastServe(BookedPolicy):
             self._move(rid, standing.level)
 
     def _move(self, rid: str, level: int) -> None:
-        """To the front of a level."""
+        """Put it at the front of a level."""
         self._ranking.remove(self._rank(rid))
         self.standings[rid].level = level
         self.standings[rid].last_iteration = self._iteration
         self._ranking.add(self._rank(rid))
 
     def _rank(self, rid: str) -> tuple[int, int, int, str]:
+        """Smallest first: the highest level, then who ran last, then arrival."""
         standing = self.standings[rid]
         return (standing.level, -standing.last_iteration, self.books[rid].number, rid)
 
@@ -242,6 +255,7 @@ class FastServe(BookedPolicy):
         return self.config.base_quantum_s * self.config.quantum_ratio**level
 
     def _freed(self, rid: str) -> int:
+        """KVC that is free again when a GT gives it up."""
         return self.ledger.held_by(rid) - self.books[rid].cached_tokens
 
 

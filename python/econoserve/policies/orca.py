@@ -15,7 +15,8 @@ so nothing is rounded up to blocks.
 from dataclasses import dataclass
 
 from econoserve.core.books import Books, TaskState
-from econoserve.core.paged import arrival_place
+from econoserve.core.checks import check_least
+from econoserve.core.paged import arrival_place, unfinished_prompts
 from econoserve.core.plain import PlainLedger
 from econoserve.core.policy import BookedPolicy
 from econoserve.core.types import IterationPlan, View
@@ -40,10 +41,7 @@ class OrcaConfig:
     max_seqs: int = 128
 
     def __post_init__(self) -> None:
-        if self.reserve_tokens < 0:
-            raise ValueError(f"reserve_tokens={self.reserve_tokens}: give 0 or more")
-        if self.max_seqs < 1:
-            raise ValueError(f"max_seqs={self.max_seqs}: give 1 or more")
+        check_least(self, capacity_tokens=1, reserve_tokens=0, max_seqs=1)
 
 
 class Orca(BookedPolicy):
@@ -68,9 +66,7 @@ class Orca(BookedPolicy):
 
     def _prompts(self, view: View, holders: list[TaskState]) -> list[tuple[str, int]]:
         """Whole prompts, first those that the machine cut short; nobody passes another."""
-        parts = [
-            (state.task.rid, state.prompt_left_tokens) for state in self.books.prefilling.values()
-        ]
+        parts = unfinished_prompts(self.books)
         free = view.capacity_tokens - sum(self._reserved(state, view) for state in holders)
         places = min(self.config.max_seqs, view.max_running) - len(holders)
         places = min(places, view.free_rows)

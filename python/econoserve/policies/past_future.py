@@ -17,7 +17,8 @@ Where this differs:
 - One prompt at a time may be unfinished.
 - A response takes as many tokens as it has: one more than there, for the step in flight at its end.
 - Nobody starts where somebody is paused. With nothing running, the first prompt starts in any case.
-- A pause frees no prefix from the cache, which may stay in use.
+- A pause frees no prefix from the cache, which may stay in use. With prefix caching, what it
+  frees is therefore understated: all cached tokens count as shared.
 - The batch is as large as the machine allows. Aborted responses teach nothing.
 """
 
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from econoserve.core.books import Books, Phase, TaskState
+from econoserve.core.checks import check_least, check_share
 from econoserve.core.paged import arrival_place, came
 from econoserve.core.plain import PlainLedger
 from econoserve.core.policy import BookedPolicy
@@ -63,13 +65,10 @@ class PastFutureConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("chunked_prefill_tokens", "max_batch_tokens", "most_futures"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give 1 or more")
-        if self.window_requests < 2:
-            raise ValueError(f"window_requests={self.window_requests}: give 2 or more")
-        if not 0.0 <= self.reserved_fraction < 1.0:
-            raise ValueError(f"reserved_fraction={self.reserved_fraction}: give 0 or more, below 1")
+        check_least(self, capacity_tokens=1, window_requests=2, initial_response_tokens=1)
+        check_least(self, most_futures=1, least_samples=0, seed=0)
+        check_least(self, chunked_prefill_tokens=1, max_batch_tokens=1)
+        check_share("reserved_fraction", self.reserved_fraction)
 
 
 def peak_tokens(held: np.ndarray, left: np.ndarray) -> np.ndarray:

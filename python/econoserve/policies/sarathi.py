@@ -12,6 +12,8 @@ microsoft/vidur 7d47513 (sarathi_replica_scheduler.py). Where this differs:
 
 - The pool hands out tokens. Blocks are counted here: a request's last block is taken whole. A
   request that is alone may use the pool to its last token instead of preempting itself for ever.
+- A preemption frees no prefix from the cache, which may stay in use. With prefix caching, what it
+  frees is therefore understated: all cached tokens count as shared.
 - The prompt under way cannot be preempted here. The one before it gives way; the last that
   decodes keeps its KVC and waits for that prompt to end, which can then be preempted.
 - Who gave way is admitted in the next iteration at the earliest. The original can admit it again
@@ -19,12 +21,12 @@ microsoft/vidur 7d47513 (sarathi_replica_scheduler.py). Where this differs:
 - The schedule of chunk sizes by prompt position, off by default there, is left out.
 """
 
-from collections import deque
 from dataclasses import dataclass
 
-from econoserve.core.books import Phase, TaskState
-from econoserve.core.paged import PagedPolicy, check_paged
-from econoserve.core.types import IterationPlan, Preemption, View
+from econoserve.core.books import TaskState
+from econoserve.core.checks import check_least, check_share
+from econoserve.core.paged import PagedPolicy
+from econoserve.core.types import IterationPlan, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,8 @@ class SarathiConfig:
     max_seqs: int = 128
 
     def __post_init__(self) -> None:
-        check_paged(
-            {
-                "chunk_tokens": self.chunk_tokens,
-                "block_tokens": self.block_tokens,
-                "max_seqs": self.max_seqs,
-            },
-            self.watermark_fraction,
-        )
+        check_least(self, capacity_tokens=1, chunk_tokens=1, block_tokens=1, max_seqs=1)
+        check_share("watermark_fraction", self.watermark_fraction)
 
 
 class Sarathi(PagedPolicy):
@@ -72,42 +68,8 @@ class Sarathi(PagedPolicy):
 
     def plan(self, view: View) -> IterationPlan:
         """See ``Policy.plan``."""
-        decoders = self.decoders()
-        stay, preempt, free = self._decode(decoders, self.free_tokens(view))
-        budget = self.config.chunk_tokens - len(stay)
-        parts = self.unfinished_chunks(budget)
-        if len(stay) == len(decoders):
-            budget -= sum(tokens for _, tokens in parts)
-            parts += self.new_chunks(view, free, budget, self.config.max_seqs)
-        return IterationPlan(
-            prefill=tuple(parts),
-            resume=tuple(s.task.rid for s in stay if s.phase is Phase.READY),
-            preempt=tuple(preempt),
-        )
+        return self.decodes_and_chunks(view, self.config.chunk_tokens, self.config.max_seqs)
 
-    def _decode(
-        self, decoders: list[TaskState], free: int
-    ) -> tuple[list[TaskState], list[tuple[str, Preemption]], int]:
-        """Who decodes, who gives way, and what KVC is free then."""
-        block = self.config.block_tokens
-        left = deque(decoders)
-        stay: list[TaskState] = []
-        preempt: list[tuple[str, Preemption]] = []
-        while left:
-            state = left.popleft()
-            while free < block and left:
-                victim = left.pop()
-                preempt.append((victim.task.rid, Preemption.RECOMPUTE))
-                free += self.freed_tokens(victim)
-            grows = self.grows(state)
-            # Sarathi-Serve asks for a free block even where the last one still has room.
-            if free < block and stay:
-                preempt.append((state.task.rid, Preemption.RECOMPUTE))
-                break
-            if free < block and grows and self.books.prefilling:
-                if state.phase is Phase.RUNNING:
-                    preempt.append((state.task.rid, Preemption.PARK))
-                break
-            stay.append(state)
-            free -= block if grows else 0
-        return stay, preempt, free
+    def asked_tokens(self, state: TaskState) -> int:
+        """See ``PagedPolicy``; it asks for a block even where the last one still has room."""
+        return self.block_tokens

@@ -12,6 +12,8 @@ predictions follow the response and whose preemption is limited. Where this diff
 - One prompt at a time may be unfinished: it is not preempted, its KVC is kept free, and other
   prompts are not cut meanwhile.
 - A prediction follows its response by what survival tells, not by what the model computes.
+- A preemption frees no prefix from the cache, which may stay in use. With prefix caching, what it
+  frees is therefore understated: all cached tokens count as shared.
 - The batch is as large as the machine allows.
 - Where the machine cannot park one who is left out, it decodes along.
 """
@@ -21,6 +23,7 @@ import math
 from dataclasses import dataclass
 
 from econoserve.core.books import Books, Phase, TaskState
+from econoserve.core.checks import check_least
 from econoserve.core.plain import PlainLedger
 from econoserve.core.policy import BookedPolicy
 from econoserve.core.queues import Place
@@ -48,8 +51,7 @@ class SrtfConfig:
     preemption: Preemption = Preemption.OFFLOAD
 
     def __post_init__(self) -> None:
-        if self.max_batch_tokens < 1:
-            raise ValueError(f"max_batch_tokens={self.max_batch_tokens}: give 1 or more")
+        check_least(self, capacity_tokens=1, max_batch_tokens=1, preemptible_fraction=0)
         if self.preemption is Preemption.PARK:
             raise ValueError("preemption=PARK frees no KVC: give OFFLOAD or RECOMPUTE")
 
@@ -166,9 +168,11 @@ class Srtf(BookedPolicy):
         return batch
 
     def _place(self, state: TaskState) -> Place:
+        """Where a task waits; in the PT queue this is the order of ranks."""
         return Place((1, self._left(state)), 0, state.number)
 
     def _rank(self, state: TaskState) -> tuple[int, int, int]:
+        """Smallest first: GTs that are nearly done, then the shortest rest, then arrival."""
         waits = state.phase in (Phase.WAITING, Phase.PREFILLING)
         predicted = state.task.prediction.tokens
         kept = state.generated_tokens >= self.config.preemptible_fraction * predicted

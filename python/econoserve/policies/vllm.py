@@ -11,6 +11,8 @@ differs:
 
 - The pool hands out tokens. Blocks are counted here: a request's last block is taken whole. A
   request that is alone may use the pool to its last token instead of preempting itself for ever.
+- A preemption frees no prefix from the cache, which may stay in use. With prefix caching, what it
+  frees is therefore understated: all cached tokens count as shared.
 - v0.2.1 and v0.2.2 limited padding between prompts; the kernels here do not pad.
 - A prompt longer than the budget runs alone; v0.2.0 refuses it.
 - Swapping (of beam search) is left out: requests have one sequence.
@@ -18,11 +20,11 @@ differs:
   decodes along.
 """
 
-from collections import deque
 from dataclasses import dataclass
 
-from econoserve.core.books import Phase, TaskState
-from econoserve.core.paged import PagedPolicy, check_paged
+from econoserve.core.books import TaskState
+from econoserve.core.checks import check_least, check_share
+from econoserve.core.paged import PagedPolicy, unfinished_prompts
 from econoserve.core.types import IterationPlan, Preemption, View
 
 
@@ -49,14 +51,8 @@ class VllmConfig:
     max_seqs: int = 256
 
     def __post_init__(self) -> None:
-        check_paged(
-            {
-                "block_tokens": self.block_tokens,
-                "max_batch_tokens": self.max_batch_tokens,
-                "max_seqs": self.max_seqs,
-            },
-            self.watermark_fraction,
-        )
+        check_least(self, capacity_tokens=1, block_tokens=1, max_batch_tokens=1, max_seqs=1)
+        check_share("watermark_fraction", self.watermark_fraction)
 
 
 class Vllm(PagedPolicy):
@@ -75,20 +71,23 @@ class Vllm(PagedPolicy):
         free = self.free_tokens(view)
         prompts = self._prompts(view, free)
         if not prompts:
-            return self._decode(free)
+            return self.decode(free).plan([])
         return IterationPlan(
             prefill=tuple(prompts),
             preempt=tuple((rid, Preemption.PARK) for rid in self.books.running),
         )
 
+    def asked_tokens(self, state: TaskState) -> int:
+        """See ``PagedPolicy``; vLLM asks for a block even where the last one still has room."""
+        return self.block_tokens
+
     def _prompts(self, view: View, free: int) -> list[tuple[str, int]]:
         """Whole prompts, first those that the machine cut short; nobody passes another."""
-        config, books = self.config, self.books
-        parts = [(state.task.rid, state.prompt_left_tokens) for state in books.prefilling.values()]
+        config, parts = self.config, unfinished_prompts(self.books)
         budget = config.max_batch_tokens - sum(tokens for _, tokens in parts)
         places = min(min(config.max_seqs, view.max_running) - self.holders, view.free_rows)
         free -= self.watermark_tokens
-        for state in books.waiting:
+        for state in self.books.waiting:
             if places < 1:
                 break
             cached = view.cached_prefix(state.task.rid)
@@ -105,26 +104,3 @@ class Vllm(PagedPolicy):
             budget -= tokens
             places -= 1
         return parts
-
-    def _decode(self, free: int) -> IterationPlan:
-        """Everybody who finds a free block goes on, those who came first before the others."""
-        block = self.config.block_tokens
-        left = deque(self.decoders())
-        stay: list[TaskState] = []
-        victims: list[TaskState] = []
-        while left:
-            state = left.popleft()
-            while free < block and left:
-                victims.append(left.pop())
-                free += self.freed_tokens(victims[-1])
-            if free < block and stay:
-                victims.append(state)
-                break
-            stay.append(state)
-            # vLLM asks for a free block even where the last one still has room.
-            if self.grows(state):
-                free -= block
-        return IterationPlan(
-            resume=tuple(s.task.rid for s in stay if s.phase is Phase.READY),
-            preempt=tuple((state.task.rid, Preemption.RECOMPUTE) for state in victims),
-        )

@@ -12,6 +12,8 @@ differs:
 
 - The pool hands out tokens. Blocks are counted here: a request's last block is taken whole. A
   request that is alone may use the pool to its last token, where vLLM refuses longer contexts.
+- A preemption frees no prefix from the cache, which may stay in use. With prefix caching, what it
+  frees is therefore understated: all cached tokens count as shared.
 - The prompt under way cannot be preempted here, so it takes the blocks of all of it when it
   starts; vLLM takes them chunk by chunk. The request before it gives way in its place; the last
   that decodes keeps its KVC and waits for that prompt to end, which can then be preempted.
@@ -19,12 +21,11 @@ differs:
   is left out, as are priorities, speculative decoding and KV connectors.
 """
 
-from collections import deque
 from dataclasses import dataclass
 
-from econoserve.core.books import Phase, TaskState
-from econoserve.core.paged import PagedPolicy, check_paged
-from econoserve.core.types import IterationPlan, Preemption, View
+from econoserve.core.checks import check_least, check_share
+from econoserve.core.paged import PagedPolicy
+from econoserve.core.types import IterationPlan, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +51,8 @@ class VllmV1Config:
     watermark_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        check_paged(
-            {
-                "max_batch_tokens": self.max_batch_tokens,
-                "max_seqs": self.max_seqs,
-                "block_tokens": self.block_tokens,
-            },
-            self.watermark_fraction,
-        )
+        check_least(self, capacity_tokens=1, max_batch_tokens=1, max_seqs=1, block_tokens=1)
+        check_share("watermark_fraction", self.watermark_fraction)
 
 
 class VllmV1(PagedPolicy):
@@ -73,43 +68,7 @@ class VllmV1(PagedPolicy):
 
     def plan(self, view: View) -> IterationPlan:
         """See ``Policy.plan``."""
-        decoders = self.decoders()
-        stay, preempt, free = self._decode(decoders, self.free_tokens(view))
-        budget = self.config.max_batch_tokens - len(stay)
-        parts = self.unfinished_chunks(budget)
-        if len(stay) == len(decoders):
-            budget -= sum(tokens for _, tokens in parts)
-            # Everybody who holds KVC finds a token in the budget to decode.
-            most = min(self.config.max_seqs, self.config.max_batch_tokens)
-            parts += self.new_chunks(view, free, budget, most)
-        return IterationPlan(
-            prefill=tuple(parts),
-            resume=tuple(s.task.rid for s in stay if s.phase is Phase.READY),
-            preempt=tuple(preempt),
-        )
-
-    def _decode(
-        self, decoders: list[TaskState], free: int
-    ) -> tuple[list[TaskState], list[tuple[str, Preemption]], int]:
-        """Who decodes, who gives way, and what KVC is free then."""
-        block = self.config.block_tokens
-        left = deque(decoders)
-        stay: list[TaskState] = []
-        preempt: list[tuple[str, Preemption]] = []
-        while left:
-            state = left.popleft()
-            needed = block if self.grows(state) else 0
-            while free < needed and left:
-                victim = left.pop()
-                preempt.append((victim.task.rid, Preemption.RECOMPUTE))
-                free += self.freed_tokens(victim)
-            if free < needed and stay:
-                preempt.append((state.task.rid, Preemption.RECOMPUTE))
-                break
-            if free < needed and self.books.prefilling:
-                if state.phase is Phase.RUNNING:
-                    preempt.append((state.task.rid, Preemption.PARK))
-                break
-            stay.append(state)
-            free -= needed
-        return stay, preempt, free
+        config = self.config
+        # Everybody who holds KVC finds a token in the budget to decode.
+        most_holders = min(config.max_seqs, config.max_batch_tokens)
+        return self.decodes_and_chunks(view, config.max_batch_tokens, most_holders)
