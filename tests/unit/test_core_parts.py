@@ -3,6 +3,7 @@
 import math
 import random
 import re
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -10,15 +11,21 @@ from hypothesis import strategies as st
 
 from econoserve.core.books import Books, TaskState
 from econoserve.core.cost import MIN_SAMPLES, CostModel, IterationWork, TfsConfig
+from econoserve.core.kvc import KvcConfig, KvcMode
+from econoserve.core.late import Late
 from econoserve.core.lengths import LengthPrediction
+from econoserve.core.nested import Nesting
 from econoserve.core.order import LengthOrder, Order, OrderConfig, Ordering
 from econoserve.core.plain import PlainLedger
 from econoserve.core.queues import GroupedQueue, Place, from_rank
 from econoserve.core.types import (
     NeverFits,
+    Preemption,
     Slo,
     Task,
 )
+from econoserve.policies import make_policy
+from econoserve.policies.econoserve import EconoServeConfig
 
 lengths = st.lists(st.integers(1, 500), min_size=1, max_size=20).map(sorted).map(tuple)
 
@@ -154,6 +161,98 @@ def test_tfs_stops_at_saturation_at_the_tightest_tpot_and_at_its_limits():
 def test_impossible_constants_are_refused(make, field):
     with pytest.raises(ValueError, match=field):
         make()
+
+
+CHOICES = [
+    (KvcConfig, "mode", KvcMode),
+    (KvcConfig, "nesting", Nesting),
+    (OrderConfig, "order", Order),
+    (OrderConfig, "length_order", LengthOrder),
+    (partial(EconoServeConfig, 100), "late", Late),
+]
+
+
+@pytest.mark.parametrize(("config", "field", "choices"), CHOICES)
+def test_a_choice_may_be_given_by_its_value(config, field, choices):
+    for choice in choices:
+        assert getattr(config(**{field: choice}), field) is choice
+        assert config(**{field: choice.value}) == config(**{field: choice})
+
+
+@pytest.mark.parametrize("value", ["risky", "", "EXACT", None, 1, [], Preemption.PARK])
+@pytest.mark.parametrize(("config", "field", "choices"), CHOICES)
+def test_what_is_no_choice_is_refused_with_the_choices(config, field, choices, value):
+    known = ", ".join(choice.value for choice in choices)
+    expected = re.escape(f"{field}={value!r}: give one of {known}") + "$"
+    with pytest.raises(ValueError, match=expected):
+        config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("risk", 0.0),
+        ("risk", 1.0),
+        ("risk", math.nan),
+        ("points", 1),
+        ("lead_tokens", -1),
+        ("buffer_tokens", -1),
+        ("reserve_fraction", -0.1),
+        ("reserve_fraction", 1.0),
+    ],
+)
+@pytest.mark.parametrize("mode", KvcMode)
+def test_constants_of_the_ledger_are_checked_whatever_the_mode(mode, field, value):
+    with pytest.raises(ValueError, match=re.escape(f"{field}={value}: give ")):
+        KvcConfig(mode, **{field: value})
+
+
+@pytest.mark.parametrize("name", ["plus", "vllm"])
+@pytest.mark.parametrize("value", [0, -1, True, "8000", None, 8000.0])
+def test_a_capacity_is_a_whole_number(name, value):
+    expected = re.escape(f"capacity_tokens={value!r}: give a whole number of 1 or more")
+    with pytest.raises(ValueError, match=expected):
+        make_policy(name, value)
+    with pytest.raises(ValueError, match=expected):
+        EconoServeConfig(value)
+
+
+@pytest.mark.parametrize("value", [None, "risk", {"risk": 0.1}, CostModel()])
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ("kvc", "KvcConfig"),
+        ("order", "OrderConfig"),
+        ("victims", "VictimConfig"),
+        ("tfs", "TfsConfig"),
+    ],
+)
+def test_a_part_of_another_type_is_refused_with_the_class_to_pass(part, kind, value):
+    with pytest.raises(ValueError, match=re.escape(f"{part}={value!r}: pass {part}={kind}(...)")):
+        make_policy("plus", 100, **{part: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "constant", "hint"),
+    [
+        ("plus", "risk", "pass kvc=KvcConfig(risk=...); the constants of EconoServe are kvc, "),
+        ("plus", "window_s", "pass order=OrderConfig(window_s=...); "),
+        ("d", "pinned_tokens", "pass tfs=TfsConfig(pinned_tokens=...); "),
+        ("full", "patience_s", "pass victims=VictimConfig(patience_s=...); "),
+        ("plus", "mode", "EconoServe(EconoServeConfig(capacity_tokens, kvc=KvcConfig(mode=...)))"),
+        ("plus", "nonsense", "no such constant; the constants of EconoServe are kvc, order, "),
+        ("sarathi", "risk", "no such constant; the constants of Sarathi are chunk_tokens, "),
+    ],
+)
+def test_an_unknown_constant_is_refused_with_the_known_ones(name, constant, hint):
+    with pytest.raises(TypeError, match=rf"^{constant}=0\.1: .*" + re.escape(hint)):
+        make_policy(name, 100, **{constant: 0.1})
+
+
+def test_a_variant_sets_the_mode_and_the_order():
+    policy = make_policy("d", 100, kvc=KvcConfig("skyline", risk=0.3), order=OrderConfig("urgency"))
+    assert policy.config.kvc == KvcConfig(KvcMode.EXACT, risk=0.3)
+    assert policy.config.order.order is Order.ARRIVAL
 
 
 class Thing:

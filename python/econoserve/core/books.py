@@ -196,7 +196,7 @@ class Books:
         for rid in launch.parked:
             self._park(rid)
         for rid in launch.offloaded:
-            self._offload(rid)
+            self._offload(rid, lost_tokens=int(rid in launch.dropped))
         for rid in launch.resumed:
             self._resume(rid)
         if launch.decoded:
@@ -247,15 +247,15 @@ class Books:
         self.ledger.stop(rid)
         self._enter_ready(state)
 
-    def _offload(self, rid: str) -> None:
+    def _offload(self, rid: str, lost_tokens: int) -> None:
         state = self._tasks.get(rid)
         if state is None or state.phase not in (Phase.RUNNING, Phase.READY):
             return
         if state.offloaded_tokens:
             return
         self._leave(state)
-        state.past_steps += self.ledger.steps_of(rid)
-        state.offloaded_tokens = self.ledger.held_by(rid)
+        state.past_steps += self.ledger.steps_of(rid) - lost_tokens
+        state.offloaded_tokens = self.ledger.held_by(rid) - lost_tokens
         self.ledger.close(rid)
         self._enter_ready(state)
 

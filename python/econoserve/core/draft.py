@@ -67,6 +67,7 @@ class Draft:
         self.parked_tokens = 0
         self.longest_parked_tokens = 0
         self._books = books
+        self._released = view.released
         self._promises: dict[str, Promise] = {}
         self._resume: list[str] = []
         self._prefill: list[tuple[str, int]] = []
@@ -214,7 +215,9 @@ class Draft:
         rid = state.task.rid
         self.trial.release(rid)
         self._too_much.clear()
-        self.free_tokens += self._books.ledger.held_by(rid) - state.cached_tokens
+        released = self._released(rid)
+        held = self._books.ledger.held_by(rid)
+        self.free_tokens += held - state.cached_tokens if released is None else released
         if rid in self._books.running or rid in self._books.starting:
             self.committed -= 1
         if rid in self._books.running:

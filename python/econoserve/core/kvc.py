@@ -1,8 +1,9 @@
-"""The modes of the KVC ledger, by name."""
+"""The modes of the KVC ledger, by name, and the ledger's constants."""
 
 from dataclasses import dataclass
 from enum import Enum
 
+from econoserve.core.checks import check_least, check_share, choice_of
 from econoserve.core.exact import ExactLedger
 from econoserve.core.ledger import Ledger
 from econoserve.core.nested import NestedLedger, Nesting
@@ -30,14 +31,20 @@ class KvcMode(Enum):
 class KvcConfig:
     """The ledger's constants; ours, not the paper's.
 
+    ``mode`` and ``nesting`` may be given by value, too: ``KvcConfig(mode="skyline")``.
+
     Attributes:
-        mode: what it admits.
-        reserve_fraction: share of the KVC kept for responses that outlive their prediction.
-        lead_tokens: a response is predicted anew so many tokens before its promise ends.
-        buffer_tokens: how much earlier than needed a guest must be gone (``nested``).
-        nesting: how far promises are shared (``nested``).
-        risk: probability of finding the KVC full that an admission may cause (``risk``).
-        points: equally likely lengths that stand for a distribution (``risk``).
+        mode: what it admits. A variant by name (``make_policy``) sets it, whatever is given here.
+        reserve_fraction: share of the KVC kept for responses that outlive their prediction, in
+            every mode; in [0, 1).
+        lead_tokens: a response is predicted anew so many tokens before its promise ends, 0 or
+            more; in every mode but ``risk``, which predicts anew once most outcomes are over.
+        buffer_tokens: how much earlier than needed a guest must be gone, 0 or more; ``nested``
+            only.
+        nesting: how far promises are shared; ``nested`` only.
+        risk: probability of finding the KVC full that an admission may cause, in (0, 1);
+            ``risk`` only.
+        points: equally likely lengths that stand for a distribution, at least 2; ``risk`` only.
 
     Raises:
         ValueError: a value is out of range.
@@ -52,8 +59,12 @@ class KvcConfig:
     points: int = 8
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.reserve_fraction < 1.0:
-            raise ValueError(f"reserve_fraction={self.reserve_fraction}: give 0 or more, below 1")
+        object.__setattr__(self, "mode", choice_of("mode", self.mode, KvcMode))
+        object.__setattr__(self, "nesting", choice_of("nesting", self.nesting, Nesting))
+        check_share("reserve_fraction", self.reserve_fraction)
+        check_least(self, lead_tokens=0, buffer_tokens=0, points=2)
+        if not 0.0 < self.risk < 1.0:
+            raise ValueError(f"risk={self.risk}: give a probability between 0 and 1")
 
     def ledger(self, capacity_tokens: int) -> Ledger:
         """A ledger of this mode.

@@ -88,6 +88,15 @@ class NestedLedger(Ledger):
         charged = self.promised_tokens - self._guest_tokens
         return self.capacity_tokens - self.reserve_tokens - used_tokens - charged
 
+    @property
+    def hosted_tokens(self) -> int:
+        """KVC that guests use of what was promised to others."""
+        return sum(
+            self.step - claim.hosted_since
+            for claim in self._decoding.values()
+            if claim.host is not None
+        )
+
     def hosts(self, response_tokens: int) -> Iterator[tuple[int, int, str]]:
         """Claims that could host a response from now on, the tightest first.
 

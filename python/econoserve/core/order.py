@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from econoserve.core.books import TaskState
+from econoserve.core.checks import choice_of
 from econoserve.core.cost import CostModel, IterationWork
 from econoserve.core.ledger import Ledger
 from econoserve.core.queues import Place
@@ -36,8 +37,10 @@ class LengthOrder(Enum):
 class OrderConfig:
     """The constants of an order; ours, not the paper's.
 
+    ``order`` and ``length_order`` may be given by value, too: ``OrderConfig("arrival")``.
+
     Attributes:
-        order: what counts.
+        order: what counts. A variant by name (``make_policy``) sets it, whatever is given here.
         length_order: which length goes first within a window.
         window_s: latest starts closer than this count as equal.
         group_ratio: lengths within this ratio form a group, above 1.
@@ -56,6 +59,9 @@ class OrderConfig:
     demoted_s: float = 60.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "order", choice_of("order", self.order, Order))
+        length_order = choice_of("length_order", self.length_order, LengthOrder)
+        object.__setattr__(self, "length_order", length_order)
         if self.group_ratio <= 1.0:
             raise ValueError(f"group_ratio={self.group_ratio}: give a ratio above 1")
         for name in ("window_s", "best_effort_s", "demoted_s"):

@@ -83,7 +83,7 @@ class Task:
         prediction: the response-length prediction.
         slo: its objectives.
         parkable: whether its GT may wait with its KVC outside the batch; ``False`` reserves the
-            whole response before the prompt starts.
+            whole response before the prompt starts, and lets it give way only after all others.
         generated_tokens: output tokens already produced, for a task that returns after a
             recompute.
     """
@@ -114,6 +114,18 @@ class CachedPrefix:
     key: Hashable = None
 
 
+def unknown_release(rid: str) -> int | None:
+    """What a world without shared prefixes says of how much a task would give back.
+
+    Args:
+        rid: request id, ignored.
+
+    Returns:
+        ``None``: what it holds, less what it found in the prefix cache.
+    """
+    return None
+
+
 def no_cached_prefix(rid: str) -> CachedPrefix:
     """The prefix cache of a world without one.
 
@@ -138,6 +150,8 @@ class View:
         free_rows: further requests that may hold KVC.
         max_running: most requests in one batch.
         cached_prefix: what of a waiting prompt is cached; asked only for prompts about to start.
+        released: KVC that would be free if a task gave up its own, less than it holds where others
+            use its prompt, too; ``None`` where that is not known. Asked only for victims.
     """
 
     now_s: float
@@ -146,6 +160,7 @@ class View:
     free_rows: int
     max_running: int
     cached_prefix: Callable[[str], CachedPrefix] = no_cached_prefix
+    released: Callable[[str], int | None] = unknown_release
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +231,7 @@ class Launch:
         resumed: GTs that joined the running batch.
         parked: GTs that left it and keep their KVC.
         offloaded: GTs that left it, their KVC now in host memory.
+        dropped: those of the offloaded ones whose token in flight was lost and is decoded again.
         decoded: tasks that took one KVC token each to decode.
     """
 
@@ -223,4 +239,5 @@ class Launch:
     resumed: tuple[str, ...] = ()
     parked: tuple[str, ...] = ()
     offloaded: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
     decoded: tuple[str, ...] = ()

@@ -76,7 +76,7 @@ class Victims:
         holders = [*books.running.values(), *books.starting.values(), *books.ready]
         order = sorted(
             (holder for holder in holders if not holder.offloaded_tokens),
-            key=lambda state: (self._harm(state, now_s), -state.number),
+            key=lambda state: (not state.task.parkable, self._harm(state, now_s), -state.number),
         )
         # The last one runs on: the KVC holds any single request to its end (see ``Task``).
         last = 0 if books.prefilling else 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from econoserve.core.books import Books, TaskState
+from econoserve.core.checks import check_capacity, choice_of
 from econoserve.core.cost import CostModel, IterationWork, TfsConfig
 from econoserve.core.draft import Draft
 from econoserve.core.filling import PromptFiller
@@ -37,11 +38,11 @@ class EconoServeConfig:
         victims: what a preemption costs.
         tfs: how the target forward size is chosen.
         parked_fraction: share of the KVC for prompts whose response does not fit yet.
-        late: what becomes of prompts that cannot keep their SLO.
+        late: what becomes of prompts that cannot keep their SLO; a ``Late`` or its value.
         starvation_s: a task that waited so long beyond its latest start lets nobody past it.
 
     Raises:
-        ValueError: a value is out of range.
+        ValueError: a value is out of range, or of another type.
     """
 
     capacity_tokens: int
@@ -54,6 +55,13 @@ class EconoServeConfig:
     starvation_s: float = 30.0
 
     def __post_init__(self) -> None:
+        check_capacity(self.capacity_tokens)
+        parts = {"kvc": KvcConfig, "order": OrderConfig, "victims": VictimConfig, "tfs": TfsConfig}
+        for name, part in parts.items():
+            value = getattr(self, name)
+            if not isinstance(value, part):
+                raise ValueError(f"{name}={value!r}: pass {name}={part.__name__}(...)")
+        object.__setattr__(self, "late", choice_of("late", self.late, Late))
         if not 0 <= self.parked_fraction <= 1:
             raise ValueError(f"parked_fraction={self.parked_fraction}: give a share in [0, 1]")
         if not self.starvation_s >= 0:
@@ -75,7 +83,8 @@ def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
 
     Args:
         name: key of ``VARIANTS``.
-        config: everything else; its mode and its order are not used.
+        config: everything else; its ``kvc.mode`` and its ``order.order`` are replaced, even where
+            they were given on purpose. For another pair, make ``EconoServe`` of a configuration.
 
     Returns:
         The configuration.
@@ -136,8 +145,21 @@ class EconoServe(BookedPolicy):
         self.victims.relieve(draft, view.now_s)
         self.late.handle(draft, view.now_s)
         self._resume(view, draft)
-        self.prompts.fill(draft, view, self._tfs_tokens(draft))
+        self.prompts.fill(draft, view, self.tfs_tokens(draft.decoding, draft.tpot_s))
         return draft.plan()
+
+    def tfs_tokens(self, decoding: int, tpot_s: float) -> int:
+        """The target forward size.
+
+        Args:
+            decoding: requests that decode in the pass.
+            tpot_s: the tightest TPOT objective among them; infinity without one.
+
+        Returns:
+            Tokens.
+        """
+        context_tokens = self.ledger.decoding_tokens
+        return self.config.tfs.tokens(self.cost, decoding, context_tokens, tpot_s)
 
     def _keep_promises(self, draft: Draft) -> None:
         """Predict anew the responses whose promise runs out, before it does."""
@@ -208,7 +230,3 @@ class EconoServe(BookedPolicy):
             response = head.needed
             self.victims.make_room(draft, head, head.offloaded_tokens + response[-1])
             draft.resume(head, response)
-
-    def _tfs_tokens(self, draft: Draft) -> int:
-        context_tokens = self.ledger.decoding_tokens
-        return self.config.tfs.tokens(self.cost, draft.decoding, context_tokens, draft.tpot_s)
