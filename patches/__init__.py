@@ -18,11 +18,13 @@ TESTED_SGLANG = "0.5.23"
 
 MODULES = (
     "decode_batch",
+    "host_kvc",
     "offline_benchmark",
     "output_report",
     "planned_prefill",
     "refused_streams",
     "request_intake",
+    "retry_after",
     "scheduler_loop",
 )
 """The seams, as module names of this package."""

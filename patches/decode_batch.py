@@ -109,7 +109,9 @@ def finish_parked(scheduler: "Scheduler", req: Req) -> None:
         req: a request with ``to_finish`` set, in no batch and with no result in flight.
     """
     req.update_finish_state(0)
-    release_kv_cache(req, scheduler.tree_cache, checkpoint=True)
+    req.kv.retraction_backup = None
+    if req.kv.holds_kv:
+        release_kv_cache(req, scheduler.tree_cache, checkpoint=True)
     req.time_stats.set_completion_time()
     scheduler._maybe_clear_mm_inputs(ScheduleBatch(reqs=[req]))
     scheduler.output_streamer.stream_output([req], req.return_logprob)

@@ -68,8 +68,11 @@ class PlannedOrder(SchedulePolicy):
         if self.planned is None:
             super().calc_priority(waiting_queue, running_batch, processed_tokens)
             return
+        # The planned ones to the front; the others, who may be many, stay as they are.
         rank = {rid: position for position, rid in enumerate(self.planned)}
-        waiting_queue.sort(key=lambda req: rank.get(req.rid, len(rank)))
+        planned = [req for req in waiting_queue if req.rid in rank]
+        others = [req for req in waiting_queue if req.rid not in rank]
+        waiting_queue[:] = sorted(planned, key=lambda req: rank[req.rid]) + others
 
 
 class PlannedPrefillAdder(PrefillAdder):

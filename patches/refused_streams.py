@@ -4,7 +4,8 @@ Upstream: ``serve_generate_request`` answers 200 before it has looked at a strea
 that a refusal becomes an event in the stream; if the request was refused before it was
 normalized, the task that runs after the response raises and closes the client's connection.
 Changed: the first event is awaited before the status is sent, as upstream does for OpenAI's
-endpoints. Why no public seam serves: the route has none. An upstream route that does the same
+endpoints; what is raised instead of a first event is answered as for a request that is not
+streamed. Why no public seam serves: the route has none. An upstream route that does the same
 would make this module unnecessary.
 """
 

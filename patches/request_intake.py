@@ -1,22 +1,27 @@
 """Seam: a request on its way from HTTP or the engine's caller to the scheduler, and its answer.
 
 Upstream: ``TokenizerManager.generate_request`` sees the request body and the HTTP request;
-``update_request_meta_info`` fills the answer's ``meta_info``. Changed: SLO headers are read,
-checked and put into ``custom_params``; the scheduler's report is completed with the times the
-caller saw. Why no public seam serves: headers are dropped before the scheduler. An upstream
-request field for SLOs would make this module unnecessary.
+``update_request_meta_info`` fills the answer's ``meta_info``; ``_handle_abort_finish_reason``
+turns a refusal into an exception, unless the request is streamed. Changed: SLO headers and
+``service_tier`` are read, checked and put into ``custom_params``; the scheduler's report is
+completed with the times the caller saw; a refusal before any output is an exception for streams,
+too. Why no public seam serves: headers and ``service_tier`` are dropped before the scheduler. An
+upstream request field for SLOs would make this module unnecessary.
 """
 
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
+from fastapi import HTTPException, Request
 from sglang.srt.managers.io_struct import EmbeddingReqInput, GenerateReqInput
 from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
 
 from econoserve.patches.output_report import REPORT_KEY
+from econoserve.patches.retry_after import answer_with, can_answer, refusal_of
 from econoserve.slo import attach_slo, complete_report
 
 KEPT_REPORTS = 10_000
@@ -25,6 +30,7 @@ KEPT_REPORTS = 10_000
 TARGETS: dict[str, dict[str, str]] = {
     "sglang.srt.managers.tokenizer_manager.TokenizerManager": {
         "generate_request": "894e0b7b045095200ca7ab30150bdcc7ef605c759d5d487d95427c473cf61f0a",
+        "_handle_abort_finish_reason": "69898a3eeed2dec9dfdf0b0debfb8c89c2d291d9dcc3ece5bd122cd7a74f1e46",
         "update_request_meta_info": "acccc58e0ca8eb2f63d2441f7c037919f17f91154903fd8686a5d46d6f7f5b8a",
     },
     "sglang.srt.entrypoints.engine": {
@@ -33,13 +39,29 @@ TARGETS: dict[str, dict[str, str]] = {
 }
 
 
-def _raise_refusal(output: Any) -> None:
+async def _service_tier_of(request: Any) -> Any:
+    """OpenAI's ``service_tier`` of an HTTP request; upstream's request classes drop it."""
+    if not isinstance(request, Request) or "json" not in request.headers.get("content-type", ""):
+        return None
+    # Both are cached: the endpoint has read them.
+    if b"service_tier" not in await request.body():
+        return None
+    body = await request.json()
+    return body.get("service_tier") if isinstance(body, dict) else None
+
+
+def _raise_refusal(output: Any, alone: bool, request: Any) -> None:
     """Upstream streams a refusal by the scheduler as an output; before any other it is an error."""
     if not isinstance(output, dict):
         return
     reason = output["meta_info"].get("finish_reason") or {}
-    if reason.get("type") == "abort" and reason.get("status_code") == HTTPStatus.BAD_REQUEST:
+    if reason.get("type") != "abort":
+        return
+    if alone and reason.get("status_code") == HTTPStatus.BAD_REQUEST:
         raise ValueError(reason["message"])
+    refusal = refusal_of(output["meta_info"])
+    if refusal is not None and can_answer(request):
+        raise refusal
 
 
 class EconoTokenizerManager(TokenizerManager):
@@ -60,23 +82,45 @@ class EconoTokenizerManager(TokenizerManager):
 
         Args:
             obj: the request.
-            request: the HTTP request it came with, if any; its SLO headers are read.
+            request: the HTTP request it came with, if any; its SLO headers and its
+                ``service_tier`` are read.
 
         Yields:
             Outputs as upstream.
 
         Raises:
-            ValueError: an SLO is not a positive number; becomes HTTP 400.
+            ValueError: something about an SLO is wrong, or the scheduler found the request bad;
+                becomes HTTP 400.
+            HTTPException: the scheduler refused the request for now, with ``Retry-After``. A
+                stream raises it if that comes first, under our own HTTP entry point.
         """
         if isinstance(obj, GenerateReqInput):
             headers = request.headers if request is not None else {}
-            obj.sampling_params = attach_slo(obj.sampling_params, headers)
+            tier = await _service_tier_of(request)
+            obj.sampling_params = attach_slo(obj.sampling_params, headers, tier)
         started = False
-        async for output in super().generate_request(obj, request):
-            if not started and isinstance(obj, GenerateReqInput) and obj.batch_size == 1:
-                _raise_refusal(output)
-            started = True
-            yield output
+        try:
+            # Closed at once when a refusal is raised, so that the other prompts are aborted.
+            async with aclosing(super().generate_request(obj, request)) as outputs:
+                async for output in outputs:
+                    if not started and isinstance(obj, GenerateReqInput):
+                        _raise_refusal(output, obj.batch_size == 1, request)
+                    started = True
+                    yield output
+        except HTTPException as error:
+            answer_with(request, error)
+            raise
+
+    async def _handle_abort_finish_reason(
+        self, out: dict[str, Any], state: ReqState, is_stream: bool
+    ) -> dict[str, Any] | None:
+        try:
+            answer: dict[str, Any] | None = await super()._handle_abort_finish_reason(
+                out, state, is_stream
+            )
+        except HTTPException as error:
+            raise refusal_of(out["meta_info"]) or error from None
+        return answer
 
     def update_request_meta_info(
         self,

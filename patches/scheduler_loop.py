@@ -9,7 +9,9 @@ upstream registry of live requests would make most of this module unnecessary.
 """
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Any
 
 from sglang.srt.managers.io_struct import AbortReq
@@ -19,6 +21,7 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.srt.utils import broadcast_pyobj
 
 from econoserve.patches.decode_batch import finish_parked
+from econoserve.patches.host_kvc import is_offloaded
 
 TARGETS: dict[str, dict[str, str]] = {
     "sglang.srt.managers.scheduler.Scheduler": {
@@ -42,6 +45,8 @@ TARGETS: dict[str, dict[str, str]] = {
         "init_chunked_prefill": "a391d7a53ace87d8f082c52697fa3747dfcf2727b164b9540521f1348c39e3e7",
         "init_schedule_policy": "91e50a99cc80f8f85aa1e10ad4d022cd64437772a137af4a44f306c72f2715e0",
         "init_invariant_checker": "2a8bca7002092208d6a2c846a837de52884545a867659c6f073a821c0b1eca68",
+        "init_load_inquirer": "01d535dfc92a123a33dbf05b9b1d5b594bf0de928464e5b586ecdd7870964ddb",
+        "run_batch": "4e9bb4d5e649e2f169fcc5d0621a2218d0046acc13d121e6065e41cca40ce495",
     },
     "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor": {
         "process_batch_result_prefill": "a43539bf03ee4abfffcf4fa9af744e2bda3048baeac7786f15b0d7ed90d2a2e5",
@@ -59,16 +64,34 @@ class ClockTick:
 
     Attributes:
         now_s: seconds on rank 0's monotonic clock.
+        elapsed_s: how long iterations took on rank 0, by their number.
     """
 
     now_s: float
+    elapsed_s: dict[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not served.
+
+    Attributes:
+        message: a sentence for its sender.
+        status: HTTP status.
+        kind: the error's type in the answer.
+    """
+
+    message: str
+    status: HTTPStatus = HTTPStatus.BAD_REQUEST
+    kind: str = "BadRequestError"
 
 
 class ParkingScheduler(Scheduler):
     """Upstream's scheduler that knows parked requests and reports what happens to requests.
 
     Attributes:
-        parked: requests that hold KV outside every batch, by id, in the order they were parked.
+        parked: requests that hold KV outside every batch, by id, in the order they were parked;
+            that of some lies in host memory.
         now_s: the time of this iteration, the same on every tensor-parallel rank.
     """
 
@@ -77,6 +100,18 @@ class ParkingScheduler(Scheduler):
         super().init_running_status()
         self.parked: dict[str, Req] = {}
         self.now_s = 0.0
+        self._elapsed_s: dict[int, float] = {}
+        self._launched_s: deque[float] = deque()
+        self._done = 0
+        self._done_s = 0.0
+
+    def on_elapsed(self, number: int, elapsed_s: float) -> None:
+        """An iteration's time is known, the same on every tensor-parallel rank.
+
+        Args:
+            number: of the batch, from 0 in the order of launches.
+            elapsed_s: how long it took.
+        """
 
     def on_queued(self, req: Req) -> None:
         """A request entered the waiting queue, new or to be computed again.
@@ -92,22 +127,30 @@ class ParkingScheduler(Scheduler):
             req: the request.
         """
 
-    def refusal(self, req: Req) -> str | None:
+    def on_refused(self, req: Req) -> None:
+        """A request was refused on arrival, by upstream or by us.
+
+        Args:
+            req: the request, with its error in ``to_finish``.
+        """
+
+    def refusal(self, req: Req) -> Refusal | None:
         """Why a request that was just received cannot be served.
 
         Args:
             req: the request.
 
         Returns:
-            A sentence for its sender, or ``None`` to queue it.
+            The reason, or ``None`` to queue it.
         """
         return None
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         returns = is_retracted or req.retraction_count > 0
-        if req.to_finish is None and not returns and (reason := self.refusal(req)):
-            req.set_finish_with_abort(reason)
+        if req.to_finish is None and not returns and (refusal := self.refusal(req)):
+            req.set_finish_with_abort(refusal.message, refusal.status, refusal.kind)
         if req.to_finish is not None and not returns and not req.kv.holds_kv:
+            self.on_refused(req)
             # Refused already: answer now instead of after a forward pass over a stub.
             self.retire_unadmitted_request(req)
             self.on_gone(req)
@@ -116,6 +159,23 @@ class ParkingScheduler(Scheduler):
         super()._add_request_to_queue(req, is_retracted)
         if len(self.waiting_queue) > waiting and self.waiting_queue[-1] is req:
             self.on_queued(req)
+
+    def refuse_waiting(self, rid: str, refusal: Refusal) -> Req | None:
+        """Answer a waiting request with an error.
+
+        Args:
+            rid: request id; one that does not wait is left alone.
+            refusal: the error.
+
+        Returns:
+            The request, if it waited.
+        """
+        req = next((req for req in self.waiting_queue if req.rid == rid), None)
+        if req is not None:
+            self.waiting_queue.remove(req)
+            req.set_finish_with_abort(refusal.message, refusal.status, refusal.kind)
+            self.retire_unadmitted_request(req)
+        return req
 
     def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
         """See upstream; every request that ends without a result passes here.
@@ -157,7 +217,8 @@ class ParkingScheduler(Scheduler):
     def _poll_timeout_aborts(self) -> list[Any]:
         aborts: list[Any] = super()._poll_timeout_aborts()
         if get_parallel().tp_size > 1 and not self.is_fully_idle():
-            aborts.append(ClockTick(time.monotonic()))
+            elapsed_s, self._elapsed_s = self._elapsed_s, {}
+            aborts.append(ClockTick(time.monotonic(), elapsed_s))
         return aborts
 
     def process_input_requests(self, recv_reqs: list[Any]) -> None:
@@ -172,6 +233,9 @@ class ParkingScheduler(Scheduler):
             self.now_s = time.monotonic()
         elif ticks:
             self.now_s = ticks[-1].now_s
+            for tick in ticks:
+                for number, elapsed_s in tick.elapsed_s.items():
+                    self.on_elapsed(number, elapsed_s)
             recv_reqs = [req for req in recv_reqs if not isinstance(req, ClockTick)]
         elif recv_reqs:
             # After an idle time there was no tick; every rank got the same requests and is here.
@@ -180,6 +244,47 @@ class ParkingScheduler(Scheduler):
                 [time.monotonic()], group.rank, group.cpu_group, src=group.ranks[0]
             )
         super().process_input_requests(recv_reqs)
+
+    def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        """See upstream; notes when the batch was launched.
+
+        Args:
+            batch: the batch.
+            args: as upstream.
+            kwargs: as upstream.
+
+        Returns:
+            As upstream.
+        """
+        started_s = time.perf_counter()
+        result = super().run_batch(batch, *args, **kwargs)
+        # On a CPU the forward pass has run by now, else only its launch.
+        on_cpu = self.device == "cpu"
+        self._launched_s.append(time.perf_counter() - started_s if on_cpu else started_s)
+        return result
+
+    def _batch_is_done(self) -> None:
+        """The oldest batch in flight has its result; on a GPU it began when the one before ended."""
+        if not self._launched_s:
+            return
+        launched_s, now_s = self._launched_s.popleft(), time.perf_counter()
+        elapsed_s = launched_s if self.device == "cpu" else now_s - max(launched_s, self._done_s)
+        number, self._done, self._done_s = self._done, self._done + 1, now_s
+        parallel = get_parallel()
+        if parallel.tp_size == 1:
+            self.on_elapsed(number, elapsed_s)
+        elif parallel.tp_rank == 0:
+            self._elapsed_s[number] = elapsed_s
+
+    def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
+        """See upstream; also takes the time.
+
+        Args:
+            batch: the batch as it was launched.
+            result: what came of it.
+        """
+        super().process_batch_result(batch, result)
+        self._batch_is_done()
 
     def is_fully_idle(self, for_health_check: bool = False, ignore_waiting: bool = False) -> bool:
         """See upstream; a parked request is work.
@@ -198,10 +303,16 @@ class ParkingScheduler(Scheduler):
         super().init_invariant_checker()
         self.invariant_checker.get_running_batch = self._batch_of_owners
 
+    def init_load_inquirer(self) -> None:
+        """See upstream; the load that is balanced over replicas counts parked requests."""
+        super().init_load_inquirer()
+        self.load_inquirer = replace(self.load_inquirer, get_running_batch=self._batch_of_owners)
+
     def _batch_of_owners(self) -> ScheduleBatch:
-        if not self.parked:
+        owners = [req for req in self.parked.values() if not is_offloaded(req)]
+        if not owners:
             return self.running_batch
-        return ScheduleBatch(reqs=[*self.running_batch.reqs, *self.parked.values()])
+        return ScheduleBatch(reqs=[*self.running_batch.reqs, *owners])
 
     def pause_generation(self, recv_req: Any) -> None:
         """See upstream; a pause that retracts takes back parked requests, too.

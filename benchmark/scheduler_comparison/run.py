@@ -94,8 +94,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Refuse what cannot be measured, before anything starts."""
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Refuse what cannot be measured, before anything starts; fill in the defaults.
+
+    Args:
+        parser: reports errors.
+        options: the command line; sizes are filled in.
+
+    Raises:
+        SystemExit: a value is out of range.
+    """
     size = QUICK if options.quick else FULL
     options.requests = size.requests if options.requests is None else options.requests
     options.repeats = size.repeats if options.repeats is None else options.repeats
@@ -276,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     options = parser.parse_args(arguments)
-    _check(parser, options)
+    check_options(parser, options)
     try:
         runner, settings = prepare(options)
     except ValueError as error:

@@ -14,6 +14,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
 
+from econoserve.core.late import Late
+from econoserve.core.nested import Nesting
+from econoserve.policies import POLICIES
+from econoserve.slo import read_classes
+
 ARM_VARIABLE = "ECONOSERVE"
 """Set to ``1``, it makes SGLang processes use our scheduler."""
 
@@ -28,6 +33,39 @@ class OnError(Enum):
     CRASH = "crash"
 
 
+CHOICES = {
+    "policy": tuple(POLICIES),
+    "length_order": ("longer", "shorter"),
+    "late": tuple(choice.value for choice in Late),
+    "nesting": tuple(choice.value for choice in Nesting),
+    "on_error": tuple(choice.value for choice in OnError),
+}
+"""What settings that are words may be."""
+
+SHARES = {"kvc_reserve": False, "parked_kvc": True}
+"""Settings that are shares of the KV cache, and whether all of it is one."""
+
+POSITIVE = {
+    "tfs": "tokens",
+    "rl_prior": "tokens",
+    "window_ms": "milliseconds",
+    "best_effort_ms": "milliseconds",
+    "starvation_ms": "milliseconds",
+    "patience_ms": "milliseconds",
+    "max_queue": "requests",
+    "host_gb_per_s": "GB/s",
+}
+"""Settings above 0, and their units."""
+
+NOT_NEGATIVE = {
+    "kvc_lead": "tokens",
+    "kvc_buffer": "tokens",
+    "host_kvc_gib": "GiB",
+    "check_ranks": "iterations",
+}
+"""Settings from 0 on, and their units."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeConfig:
     """Settings of the scheduler in an SGLang process; see the flags' help for each.
@@ -36,41 +74,61 @@ class RuntimeConfig:
         ValueError: a value is out of range; names the flag, the value and the fix.
     """
 
+    policy: str = "plus"
     tfs: int | None = None
     rl_quantile: float = 0.5
     rl_prior: int = 256
     kvc_reserve: float = 0.02
+    kvc_risk: float = 0.1
+    kvc_lead: int = 8
+    kvc_buffer: int = 2
+    nesting: str = "tree"
     parked_kvc: float = 0.2
+    host_kvc_gib: float = 0.0
+    host_gb_per_s: float = 20.0
     window_ms: float = 1000.0
     best_effort_ms: float = 10_000.0
     starvation_ms: float = 30_000.0
+    patience_ms: float = 5000.0
     length_order: str = "shorter"
+    late: str = "demote"
+    slo_class: tuple[str, ...] = ()
+    max_queue: int | None = None
+    check_ranks: int = 64
+    check_books: bool = False
     on_error: str = "fallback"
     allow_untested: bool = False
 
     def __post_init__(self) -> None:
+        # From JSON it comes as a list.
+        object.__setattr__(self, "slo_class", tuple(self.slo_class))
         for field in fields(self):
             value = getattr(self, field.name)
+            plain = isinstance(value, (int, float)) and not isinstance(value, bool)
             if isinstance(field.default, float):
-                number = isinstance(value, (int, float)) and not isinstance(value, bool)
-                self._check(field.name, number and math.isfinite(value), "give a finite number")
-        for name in ("tfs", "rl_prior"):
+                self._check(field.name, plain and math.isfinite(value), "give a finite number")
+            elif field.name in WHOLE:
+                valid = isinstance(value, int) and plain
+                valid = valid or (value is None and field.default is None)
+                self._check(field.name, valid, "give a whole number")
+        for name, unit in POSITIVE.items():
             value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            self._check(name, whole or (name == "tfs" and value is None), "give a whole number")
-        if self.tfs is not None:
-            self._check("tfs", self.tfs >= 1, "give 1 token or more")
+            self._check(name, value is None or value > 0, f"give more than 0 {unit}")
+        for name, unit in NOT_NEGATIVE.items():
+            self._check(name, getattr(self, name) >= 0, f"give 0 {unit} or more")
+        for name, closed in SHARES.items():
+            value = getattr(self, name)
+            valid = 0 <= value < 1 or (closed and value == 1)
+            self._check(name, valid, f"give a share in [0, 1{']' if closed else ')'}")
         self._check("rl_quantile", 0 < self.rl_quantile <= 1, "give a probability in (0, 1]")
-        self._check("rl_prior", self.rl_prior >= 1, "give 1 token or more")
-        self._check("kvc_reserve", 0 <= self.kvc_reserve < 1, "give a share in [0, 1)")
-        self._check("parked_kvc", 0 <= self.parked_kvc <= 1, "give a share in [0, 1]")
-        self._check("window_ms", self.window_ms > 0, "give more than 0 milliseconds")
-        self._check("best_effort_ms", self.best_effort_ms > 0, "give more than 0 milliseconds")
-        self._check("starvation_ms", self.starvation_ms > 0, "give more than 0 milliseconds")
-        orders = ("longer", "shorter")
-        self._check("length_order", self.length_order in orders, f"give one of {orders}")
-        choices = tuple(choice.value for choice in OnError)
-        self._check("on_error", self.on_error in choices, f"give one of {choices}")
+        self._check("kvc_risk", 0 < self.kvc_risk < 1, "give a probability between 0 and 1")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            self._check(name, value in choices, f"give one of {', '.join(choices)}")
+        try:
+            read_classes(self.slo_class)
+        except ValueError as error:
+            raise ValueError(f"{flag_of('slo_class')}={error}") from error
 
     def _check(self, name: str, valid: bool, fix: str) -> None:
         if not valid:
@@ -98,18 +156,44 @@ class RuntimeConfig:
             ) from error
 
 
+WHOLE = ("tfs", "rl_prior", "kvc_lead", "kvc_buffer", "max_queue", "check_ranks")
+"""Settings that are whole numbers."""
+
 HELP = {
-    "tfs": "Target forward size: decode and prompt tokens in one forward pass. Default: 512 on a "
-    "CPU, 2048 elsewhere, and at most --chunked-prefill-size.",
+    "policy": "Which requests run: EconoServe's own (plus; full, sdo, sd and d leave parts of it "
+    "out, see docs/scheduling.md) or another system's rules, to compare them.",
+    "tfs": "Target forward size: decode and prompt tokens in one forward pass. Default: learned "
+    "from the iteration times, at most --chunked-prefill-size. Other systems' rules take it as "
+    "their budget; their default is 512 on a CPU, 2048 elsewhere.",
     "rl_quantile": "Quantile of recent response lengths taken for a request's where one figure "
     "is needed: in deadlines and reports.",
     "rl_prior": "Mean response length in tokens assumed until responses have ended.",
     "kvc_reserve": "Share of the KV cache kept for responses that outlive their prediction.",
+    "kvc_risk": "Policy plus: probability of finding the KV cache full that an admission may "
+    "cause.",
+    "kvc_lead": "Policies d to full: a response is predicted anew so many tokens before its "
+    "promise ends.",
+    "kvc_buffer": "Policy full: a guest must be gone so many tokens before its host needs the "
+    "slots.",
+    "nesting": "Policy full: how far promises are shared.",
     "parked_kvc": "Share of the KV cache that prompts may hold while their response does not fit.",
+    "host_kvc_gib": "Host memory for the KV cache of preempted requests, in GiB; 0: they are "
+    "always computed again.",
+    "host_gb_per_s": "Speed at which KV cache moves to host memory and back, in GB/s.",
     "window_ms": "Deadlines closer than this count as equally urgent.",
     "best_effort_ms": "Deadline assumed for requests without an SLO, from arrival.",
     "starvation_ms": "A request this long past its latest start lets nobody past it.",
+    "patience_ms": "Slack at which preempting a request counts half as bad as without slack.",
     "length_order": "Which of two equally urgent requests goes first: the longer or the shorter.",
+    "late": "A waiting request that cannot keep its SLO any more: serve it in its place, demote it "
+    "behind those that can, or reject it (HTTP 503).",
+    "slo_class": "NAME=ttft:MS,tpot:MS,e2e:MS: an SLO for requests of that service_tier or "
+    "slo_class; NAME default is for those without either. May be given several times.",
+    "max_queue": "Requests that may wait; further ones get HTTP 429 with Retry-After. Default: no "
+    "limit.",
+    "check_ranks": "Compare the plans of all tensor-parallel ranks every so many iterations; 0: "
+    "never.",
+    "check_books": "Compare the ledger with SGLang's KV pool in every iteration (for tests).",
     "on_error": "If planning raises: fall back to SGLang's own decision, or crash (for tests).",
     "allow_untested": "Start although SGLang's patched symbols differ from the tested release.",
 }
@@ -134,8 +218,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser: receives one argument group.
     """
     group = parser.add_argument_group("EconoServe", "How EconoServe's scheduler decides.")
-    kinds = {"tfs": int, "rl_prior": int, "length_order": str, "on_error": str}
-    choices = {"length_order": ("longer", "shorter"), "on_error": ("fallback", "crash")}
     for field in fields(RuntimeConfig):
         destination = f"econoserve_{field.name}"
         if field.type == "bool" or field.type is bool:
@@ -143,12 +225,22 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 flag_of(field.name), dest=destination, action="store_true", help=HELP[field.name]
             )
             continue
+        if field.name == "slo_class":
+            group.add_argument(
+                flag_of(field.name),
+                dest=destination,
+                action="append",
+                default=[],
+                metavar="NAME=SLO",
+                help=HELP[field.name],
+            )
+            continue
         default = "" if field.default is None else f" Default: {field.default}."
         group.add_argument(
             flag_of(field.name),
             dest=destination,
-            type=kinds.get(field.name, float),
-            choices=choices.get(field.name),
+            type=int if field.name in WHOLE else str if field.name in CHOICES else float,
+            choices=CHOICES.get(field.name),
             default=field.default,
             help=(HELP[field.name] + default).replace("%", "%%"),
         )

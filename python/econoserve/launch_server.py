@@ -61,10 +61,11 @@ def main(argv: list[str] | None = None) -> None:
         refuse(PROGRAM, error)
     from sglang.srt.entrypoints.http_server import launch_server
 
-    from econoserve.patches import refused_streams
+    from econoserve.patches import refused_streams, retry_after
 
     add_routes()
     refused_streams.install()
+    retry_after.install()
     try:
         with armed(config):
             launch_server(server_args, init_tokenizer_manager_func=init_tokenizer_manager)

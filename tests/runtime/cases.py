@@ -128,14 +128,16 @@ def main():
         from econoserve import Engine
     from econoserve import demo_model
 
+    settings = json.loads(options)
+    every = settings.pop("every", 1)
     engine = Engine(
         model_path=str(demo_model.ensure()),
         device="cpu",
         dtype="float32",
         random_seed=1,
-        **json.loads(options),
+        **settings,
     )
-    cases = requests()
+    cases = dict(list(requests().items())[::every])
     outputs = engine.loop.run_until_complete(run_all(engine, cases))
     engine.flush_cache()
     state = engine.get_server_info()["internal_states"][0]

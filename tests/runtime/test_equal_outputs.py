@@ -9,6 +9,7 @@ TIGHT = {
     "econoserve_tfs": 48,
     "econoserve_parked_kvc": 0.5,
     "econoserve_on_error": "crash",
+    "econoserve_check_books": True,
 }
 WRONG = {
     # Predictions far too short, nothing in reserve: promises run out and tasks are preempted.
@@ -24,6 +25,16 @@ RUNS = {
     "wrong": WRONG,
     "wrong_synchronous": {**WRONG, "disable_overlap_schedule": True},
     "faulty_policy": {**TIGHT, "econoserve_on_error": "fallback", "fault": True},
+    # Victims move to host memory and come back.
+    "offload": {**WRONG, "econoserve_host_kvc_gib": 1.0, "econoserve_host_gb_per_s": 1000.0},
+}
+
+OTHERS = {
+    # Pipelining; prompts alone in a pass, with all that run set aside; KVC moved for urgency.
+    "full": {},
+    "vllm": {},
+    "sglang": {},
+    "fastserve": {"econoserve_host_kvc_gib": 1.0},
 }
 
 
@@ -45,9 +56,14 @@ def same(left, right):
 def differences(left, right, skip):
     return [
         name
-        for name in left["outputs"]
+        for name in right["outputs"]
         if not name.startswith(skip) and not same(left["outputs"][name], right["outputs"][name])
     ]
+
+
+def assert_nothing_is_left(state):
+    left = ("held_tokens", "promised_tokens", "claims", "waiting", "ready", "running", "parked")
+    assert not any(state[name] for name in (*left, "offloaded_tokens")), state
 
 
 def test_outputs_equal_stock_and_nothing_is_left(stock, run):
@@ -60,18 +76,19 @@ def test_outputs_equal_stock_and_nothing_is_left(stock, run):
     state = result["state"]
     for counter in ("chunked", "mixed_batches"):
         assert state[f"total_{counter}"] > 0, state
-    if name in ("tight", "faulty_policy"):
+    if name == "offload":
+        assert state["total_offloaded"] > 0, state
+    elif name in ("tight", "faulty_policy"):
         assert min(state["total_parked"], state["total_resumed"]) > 0, state
     else:
         assert state["total_preempted"] > 0, state
-    for held in ("held_tokens", "promised_tokens", "claims", "waiting", "ready", "running"):
-        assert state[held] == 0, state
-    assert state["parked"] == 0
+    assert_nothing_is_left(state)
     if name == "faulty_policy":
         # Meanwhile SGLang decides, and its guess of what will fit may be wrong.
         assert state["total_planning_errors"] > 0
     else:
-        assert state["total_allocation_failures"] == state["total_planning_errors"] == 0
+        failures = ("allocation_failures", "planning_errors", "stalls")
+        assert not any(state[f"total_{failure}"] for failure in failures), state
 
     assert len(result["reports"]) >= 200
     for report in result["reports"]:
@@ -80,6 +97,20 @@ def test_outputs_equal_stock_and_nothing_is_left(stock, run):
         assert report["queue_ms"] >= 0
     if name == "tight":
         assert any(report["parked_ms"] > 0 for report in result["reports"])
+
+
+@pytest.mark.parametrize("policy", OTHERS)
+def test_other_policies_change_no_output(stock, policy, tmp_path):
+    options = {**TIGHT, **OTHERS[policy], "econoserve_policy": policy, "every": 4}
+    result = run_cases("econoserve", tmp_path, **options)
+    assert len(result["outputs"]) >= 50
+    assert differences(stock, result, ("penalty",)) == []
+    state = result["state"]
+    assert_nothing_is_left(state)
+    assert state["total_planning_errors"] == 0
+    if policy != "full":
+        # Prompts run alone, so those that decode step aside and come back.
+        assert state["total_set_aside"] + state["total_offloaded"] > 0, state
 
 
 def test_stock_sglang_is_untouched_by_the_installed_package(stock):

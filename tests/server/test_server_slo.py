@@ -1,7 +1,9 @@
 """SLOs on their way in (headers, body) and the report on the way out."""
 
 import json
+import re
 
+import openai
 import pytest
 
 MESSAGES = [{"role": "user", "content": "When does the night train leave?"}]
@@ -21,8 +23,26 @@ FIELDS = {
     "tpot_ms",
     "e2e_ms",
     "slo",
+    "slo_class",
     "slo_met",
 }
+CLASSES = (
+    *("--econoserve-slo-class", "priority=ttft:500000,tpot:50000"),
+    *("--econoserve-slo-class", "flex=e2e:900000"),
+    *("--econoserve-slo-class", "default=e2e:700000"),
+)
+PRIORITY = {"ttft_ms": 500_000.0, "tpot_ms": 50_000.0}
+FLEX = {"e2e_ms": 900_000.0}
+DEFAULT = {"e2e_ms": 700_000.0}
+
+
+@pytest.fixture(scope="module")
+def classed_server(holder):
+    """A server with SLO classes; it ends with this module."""
+    holder.running(*CLASSES)
+    server = holder.take(*CLASSES)
+    yield server
+    assert server.stop() == 0
 
 
 def body(slo: dict[str, float] | None) -> dict:
@@ -113,6 +133,7 @@ def test_header_wins_over_body_field_by_field(server):
 def test_without_slo_there_is_no_verdict(server):
     report = report_of(server, ask(server)[0].id)
     assert report["slo"] is None
+    assert report["slo_class"] == "default"
     assert report["slo_met"] is None
 
 
@@ -178,3 +199,119 @@ def test_unknown_id_is_not_found_in_a_sentence(server):
     assert response.status_code == 404
     assert "no-such-id" in response.text
     assert "no finished request" in response.text
+
+
+def test_an_unknown_header_is_refused_in_words(server):
+    for stream in (False, True):
+        fields = {"model": server.model, "prompt": "a", "max_tokens": 2, "stream": stream}
+        response = server.http.post("/v1/completions", json=fields, headers={"x-slo-itl-ms": "5"})
+        assert response.status_code == 400, response.text
+        message = response.json()["message"]
+        assert "x-slo-itl-ms" in message and "x-slo-tpot-ms" in message
+
+
+def classed(report: dict) -> tuple[str, dict[str, float]]:
+    """The class and the objectives in a report."""
+    return report["slo_class"], report["slo"]
+
+
+@pytest.mark.parametrize(
+    ("tier", "expected"),
+    [
+        ("priority", ("priority", PRIORITY)),
+        ("flex", ("flex", FLEX)),
+        ("auto", ("default", DEFAULT)),
+        ("default", ("default", DEFAULT)),
+        ("scale", ("default", DEFAULT)),
+        (None, ("default", DEFAULT)),
+    ],
+)
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_service_tier_names_a_class(classed_server, endpoint, tier, expected):
+    server = classed_server
+    fields = {"model": server.model, "max_tokens": 2}
+    if endpoint == "chat":
+        answer = server.openai.chat.completions.create(
+            messages=MESSAGES, service_tier=tier, **fields
+        )
+    else:
+        answer = server.openai.completions.create(
+            prompt="One bird", extra_body={"service_tier": tier}, **fields
+        )
+    assert classed(report_of(server, answer.id)) == expected
+
+
+def test_service_tier_reaches_streams_and_generate(classed_server):
+    server = classed_server
+    chunks = list(
+        server.openai.chat.completions.create(
+            model=server.model, messages=MESSAGES, max_tokens=2, stream=True, service_tier="flex"
+        )
+    )
+    assert classed(report_of(server, chunks[0].id)) == ("flex", FLEX)
+    fields = {
+        "text": ["One bird", "Two boats"],
+        "service_tier": "priority",
+        "sampling_params": {"max_new_tokens": 2},
+    }
+    for answer in server.http.post("/generate", json=fields).json():
+        assert classed(answer["meta_info"]["econoserve"]) == ("priority", PRIORITY)
+
+
+def test_prompt_that_speaks_of_service_tiers_names_none(classed_server):
+    fields = {"text": 'Set "service_tier": "flex" there', "sampling_params": {"max_new_tokens": 2}}
+    answer = classed_server.http.post("/generate", json=fields).json()
+    assert classed(answer["meta_info"]["econoserve"]) == ("default", DEFAULT)
+
+
+def test_the_closest_class_wins_and_objectives_override_it(classed_server):
+    server = classed_server
+
+    def ask_for(headers: dict[str, str], **fields) -> tuple[str, dict[str, float]]:
+        answer = server.openai.completions.create(
+            model=server.model,
+            prompt="One bird",
+            max_tokens=2,
+            extra_headers=headers,
+            extra_body={"service_tier": "flex", "custom_params": {"econoserve": fields}},
+        )
+        return classed(report_of(server, answer.id))
+
+    assert ask_for({}) == ("flex", FLEX)
+    assert ask_for({}, slo_class="priority") == ("priority", PRIORITY)
+    assert ask_for({"x-slo-class": "default"}, slo_class="priority") == ("default", DEFAULT)
+    assert ask_for({"x-slo-ttft-ms": "70000"}, slo_class="priority", expected_tokens=5) == (
+        "priority",
+        {**PRIORITY, "ttft_ms": 70000.0},
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("endpoint", ["/v1/completions", "/generate"])
+def test_unknown_class_is_refused_with_the_known_ones(classed_server, endpoint, stream):
+    fields = {"model": "default", "prompt": "a"} if endpoint != "/generate" else {"text": "a"}
+    response = classed_server.http.post(
+        endpoint, json={**fields, "stream": stream}, headers={"x-slo-class": "gold"}
+    )
+    assert response.status_code == 400, response.text
+    message = response.json().get("error", response.json())["message"]
+    assert "slo_class='gold'" in message
+    assert "priority, flex, default" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"service_tier": 5}, "service_tier=5: give a name"),
+        ({"service_tier": ""}, "service_tier='': give a name"),
+        (
+            {"custom_params": {"econoserve": {"expected_tokens": 0}}},
+            "custom_params.econoserve.expected_tokens=0: give a positive whole number of tokens",
+        ),
+    ],
+)
+def test_bad_names_and_lengths_are_refused_in_words(server, fields, words):
+    with pytest.raises(openai.BadRequestError, match=re.escape(words)):
+        server.openai.completions.create(
+            model=server.model, prompt="a", max_tokens=2, extra_body=fields
+        )

@@ -46,8 +46,8 @@ def test_every_setting_has_a_flag_and_a_help_text(capsys):
     [
         (["--econoserve-tsf", "5"], "did you mean --econoserve-tfs"),
         (["--econoserve-tf=5"], "unknown flag --econoserve-tf"),
-        (["--econoserve-xyzzy", "5"], "known are --econoserve-tfs"),
-        (["--econoserve-tfs", "0"], "--econoserve-tfs=0: give 1 token or more"),
+        (["--econoserve-xyzzy", "5"], "known are --econoserve-policy"),
+        (["--econoserve-tfs", "0"], "--econoserve-tfs=0: give more than 0 tokens"),
         (["--econoserve-tfs", "many"], "--econoserve-tfs"),
         (["--econoserve-kvc-reserve", "1.5"], "--econoserve-kvc-reserve=1.5: give a share"),
         (["--econoserve-rl-quantile", "nan"], "--econoserve-rl-quantile=nan"),

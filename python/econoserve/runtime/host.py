@@ -5,31 +5,41 @@ no batches; what it answers is carried out by ``EconoScheduler``.
 """
 
 import logging
+import math
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from http import HTTPStatus
 from typing import Any
 
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 
 from econoserve.config import OnError, RuntimeConfig
-from econoserve.core.cost import TfsConfig
-from econoserve.core.kvc import KvcConfig
+from econoserve.core.cost import IterationWork
 from econoserve.core.lengths import LengthPrediction
-from econoserve.core.order import LengthOrder, OrderConfig
 from econoserve.core.types import (
     IterationPlan,
     Launch,
     NeverFits,
     Outcome,
+    Preemption,
     Prefilled,
     View,
 )
-from econoserve.policies.econoserve import EconoServe, EconoServeConfig
+from econoserve.patches.scheduler_loop import Refusal
+from econoserve.policies.econoserve import EconoServe
 from econoserve.prediction.quantile import QuantilePredictor
+from econoserve.runtime.books import assert_true_books
+from econoserve.runtime.building import Machine, build_policy
+from econoserve.runtime.feed import MetricsFeed
 from econoserve.runtime.requests import Records, learn_from
 
 logger = logging.getLogger(__name__)
+
+RATE_WINDOW = 64
+"""Requests that ended last, by which the rate of service is known."""
 
 
 class PolicyHost:
@@ -37,31 +47,22 @@ class PolicyHost:
 
     Args:
         config: the user's settings.
-        capacity_tokens: size of the KVC.
-        tfs_tokens: target forward size.
+        machine: the engine.
     """
 
-    def __init__(self, config: RuntimeConfig, capacity_tokens: int, tfs_tokens: int) -> None:
-        self.records = Records()
+    def __init__(self, config: RuntimeConfig, machine: Machine) -> None:
+        self.records = Records(config.slo_class)
         self.counters = self.records.counters
         self.predictor = QuantilePredictor(config.rl_quantile, prior_tokens=config.rl_prior)
         self._config = config
-        self._policy_config = EconoServeConfig(
-            capacity_tokens=capacity_tokens,
-            kvc=KvcConfig(reserve_fraction=config.kvc_reserve),
-            order=OrderConfig(
-                length_order=LengthOrder(config.length_order),
-                window_s=config.window_ms / 1e3,
-                best_effort_s=config.best_effort_ms / 1e3,
-            ),
-            tfs=TfsConfig(pinned_tokens=tfs_tokens),
-            parked_fraction=config.parked_kvc,
-            starvation_s=config.starvation_ms / 1e3,
-        )
-        self._policy = EconoServe(self._policy_config)
+        self._machine = machine
+        self._policy = build_policy(config, machine)
+        self._works: dict[int, IterationWork] = {}
+        self._launches = 0
+        self._ended_s: deque[float] = deque(maxlen=RATE_WINDOW)
         self._lost_track = False
 
-    def refusal(self, req: Req, now_s: float) -> str | None:
+    def refusal(self, req: Req, now_s: float) -> Refusal | None:
         """Why a request that was just received cannot be served; opens its record if it can.
 
         Args:
@@ -69,20 +70,109 @@ class PolicyHost:
             now_s: the time.
 
         Returns:
-            A sentence for its sender, or ``None``.
+            The reason, or ``None``.
         """
+        capacity_tokens = self._machine.capacity_tokens
         if req.beam_group is not None:
-            return "beam_width: beam search is not supported, set it to 1"
+            return Refusal("beam_width: beam search is not supported, set it to 1")
         if req.rid in self.records:
-            return f"rid={req.rid!r} is being served already: give each request its own"
+            return Refusal(f"rid={req.rid!r} is being served already: give each request its own")
         prompt_tokens = len(req.origin_input_ids)
-        if prompt_tokens + 1 > self._policy_config.capacity_tokens:
-            return str(NeverFits.of(prompt_tokens, self._policy_config.capacity_tokens))
+        if prompt_tokens + 1 > capacity_tokens:
+            return Refusal(str(NeverFits.of(prompt_tokens, capacity_tokens)))
+        if self._queue_is_full(req):
+            return Refusal(
+                f"{self._config.max_queue} requests wait already (--econoserve-max-queue): try "
+                f"again in {self.retry_after_s(now_s):.0f} s",
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "RateLimitError",
+            )
         try:
             self.records.open(req, now_s, self._predict(req))
         except ValueError as error:
-            return str(error)
+            return Refusal(str(error))
         return None
+
+    def refused(self, req: Req) -> None:
+        """Count a request that was refused on arrival, by upstream or by us.
+
+        Args:
+            req: the request.
+        """
+        error = req.to_finish
+        self.counters.refused_queue_full += error.status_code == HTTPStatus.TOO_MANY_REQUESTS
+        too_large = error.message.startswith(("Input length", "prompt_tokens"))
+        self.counters.refused_too_large += too_large
+
+    def retry_after_s(self, now_s: float) -> float:
+        """When a request that is refused now might be served: half of the queue later.
+
+        Args:
+            now_s: the time.
+
+        Returns:
+            Seconds, from 1 to 60.
+        """
+        if len(self._ended_s) < 2 or now_s <= self._ended_s[0]:
+            return 1.0
+        rate_per_s = len(self._ended_s) / (now_s - self._ended_s[0])
+        return float(min(max(math.ceil(len(self._policy.books.waiting) / 2 / rate_per_s), 1), 60))
+
+    def report(self, req: Req, now_s: float) -> dict[str, Any]:
+        """What to tell the sender of a request that has ended.
+
+        Args:
+            req: the request.
+            now_s: the time.
+
+        Returns:
+            Plain values; ``retry_after_s`` for one that was refused for the load.
+        """
+        report = self.records.report(req, now_s)
+        status = getattr(req.finished_reason, "status_code", None)
+        if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+            report["retry_after_s"] = self.retry_after_s(now_s)
+        return report
+
+    def rejected(self, req: Req, reason: str) -> None:
+        """A request was refused by plan.
+
+        Args:
+            req: the request.
+            reason: why, in a word.
+        """
+        self.counters.refused_late += 1
+        self.records.close(req.rid)
+        with self._tracking():
+            self._policy.remove(req.rid, Outcome.REJECTED)
+
+    def preempted(self, req: Req, how: Preemption) -> None:
+        """A request left the batch, or gave up its KVC, by plan.
+
+        Args:
+            req: the request.
+            how: in which way.
+        """
+        if how is Preemption.RECOMPUTE:
+            self.counters.preempted += 1
+            self.counters.recomputed_tokens += req.kv.kv_committed_len
+        elif how is Preemption.OFFLOAD:
+            self.counters.offloaded += 1
+            self.records[req.rid].preemptions += 1
+        else:
+            self.counters.set_aside += 1
+
+    def elapsed(self, number: int, elapsed_s: float) -> None:
+        """An iteration's time is known.
+
+        Args:
+            number: of the launch, from 0.
+            elapsed_s: how long it took.
+        """
+        work = self._works.pop(number, None)
+        if work is not None:
+            with self._tracking():
+                self._policy.on_iteration(work, elapsed_s)
 
     def queue(self, req: Req, now_s: float) -> None:
         """A request entered the waiting queue, for the first time or to be computed again.
@@ -127,6 +217,20 @@ class PolicyHost:
             plan = self._policy.plan(view)
         return plan
 
+    def check_books(self, held: dict[str, int], view: View, shared_tokens: int) -> None:
+        """Compare the ledger with the KV pool, if the user wants it so.
+
+        Args:
+            held: KVC by request.
+            view: the machine now.
+            shared_tokens: KVC of the prefix cache that requests pin.
+
+        Raises:
+            BooksError: they differ.
+        """
+        if not self._lost_track:
+            assert_true_books(self._policy.ledger, held, view.used_tokens, shared_tokens)
+
     def launched(self, plan: IterationPlan, launch: Launch) -> None:
         """Tell the policy what started.
 
@@ -136,13 +240,40 @@ class PolicyHost:
         """
         with self._tracking(launch):
             self._policy.on_launch(plan, launch)
+        if launch.prefilled or launch.decoded:
+            self._works[self._launches] = self._work_of(launch)
+            self._launches += 1
 
-    def results(self, reqs: Iterable[Req], now_s: float) -> list[Req]:
+    def _work_of(self, launch: Launch) -> IterationWork:
+        """What a forward pass computes."""
+        books = self._policy.books
+        squared = 0
+        for part in launch.prefilled:
+            known = part.rid in books
+            context = books[part.rid].prefilled_tokens if known else part.cached_tokens
+            squared += part.tokens * max(context, part.tokens)
+        return IterationWork(
+            prefill_tokens=sum(part.tokens for part in launch.prefilled),
+            prefill_squared=squared,
+            decoding=len(launch.decoded),
+            context_tokens=self._policy.ledger.decoding_tokens,
+        )
+
+    def _queue_is_full(self, req: Req) -> bool:
+        limit = self._config.max_queue
+        if limit is None or req.rid.startswith(HEALTH_CHECK_RID_PREFIX):
+            return False
+        return len(self._policy.books.waiting) >= limit
+
+    def results(
+        self, reqs: Iterable[Req], now_s: float, feed: MetricsFeed | None = None
+    ) -> list[Req]:
         """Count the tokens that came back and learn from responses that ended.
 
         Args:
             reqs: requests whose results were processed.
             now_s: the time.
+            feed: hears of complete responses.
 
         Returns:
             Those that have finished and are known; the caller forgets them.
@@ -160,7 +291,10 @@ class PolicyHost:
                 with self._tracking():
                     self._policy.on_tokens(req.rid, produced)
             if req.finished():
+                self._ended_s.append(now_s)
                 finished.append(req)
+                if feed is not None and not isinstance(req.finished_reason, FINISH_ABORT):
+                    feed.finished(record, len(req.output_ids_through_stop), now_s)
                 learn_from(req, self.predictor)
         return finished
 
@@ -174,7 +308,7 @@ class PolicyHost:
         """
         unfinished = () if chunked is None else (chunked,)
         holders = [req for req in (*started, *unfinished) if req.rid in self.records]
-        self._policy = EconoServe(self._policy_config)
+        self._policy = build_policy(self._config, self._machine)
         self._lost_track = False
         with self._tracking():
             for req in (*waiting, *holders):
@@ -190,6 +324,13 @@ class PolicyHost:
     def needs_rebuild(self) -> bool:
         """Whether the policy raised and its books may be wrong."""
         return self._lost_track
+
+    def stalled(self) -> None:
+        """Nothing runs although something waits: SGLang decides next, and the books are rebuilt."""
+        self.counters.stalls += 1
+        self._lost_track = True
+        if self.counters.stalls == 1:
+            logger.warning("The policy lets nothing run: SGLang decides. State: %r", self.state())
 
     def state(self) -> dict[str, Any]:
         """The ledger, the queues and the totals, as plain values.
@@ -207,9 +348,20 @@ class PolicyHost:
             "prefilling": len(books.prefilling),
             "ready": len(books.ready) + len(books.starting),
             "running": len(books.running),
-            "tfs_tokens": self._policy_config.tfs.pinned_tokens,
+            "hosted_tokens": getattr(ledger, "hosted_tokens", 0),
+            "tfs_tokens": self.tfs_tokens(),
             **{f"total_{name}": value for name, value in asdict(self.counters).items()},
         }
+
+    def tfs_tokens(self) -> int | None:
+        """The target forward size now.
+
+        Returns:
+            Tokens; ``None`` where the policy has none.
+        """
+        if isinstance(self._policy, EconoServe):
+            return self._policy.tfs_tokens(len(self._policy.books.running), math.inf)
+        return None
 
     def _predict(self, req: Req) -> LengthPrediction:
         return self.predictor.predict(req.sampling_params.max_new_tokens)

@@ -3,6 +3,7 @@
 Owns the records of live requests and the counters. It must not decide anything.
 """
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
 from econoserve.core.lengths import LengthPrediction
 from econoserve.core.types import Slo, Task
 from econoserve.prediction.quantile import QuantilePredictor
-from econoserve.slo import slo_of
+from econoserve.slo import read_classes, resolve_slo
 
 
 @dataclass(slots=True)
@@ -22,6 +23,7 @@ class Record:
         arrival_s: when the scheduler got it.
         predicted_tokens: RL predicted on arrival.
         slo: its objectives.
+        slo_class: the class that it belongs to.
         started_s: when its prompt was first in a forward pass.
         parked_since_s: when its GT last began to wait with its KVC, if it does.
         parked_s: time so waited, before ``parked_since_s``.
@@ -33,6 +35,7 @@ class Record:
     arrival_s: float
     predicted_tokens: int
     slo: Slo
+    slo_class: str = "default"
     started_s: float | None = None
     parked_since_s: float | None = None
     parked_s: float = 0.0
@@ -48,26 +51,47 @@ class Counters:
     Attributes:
         parked: GTs that waited with their KVC at least one iteration.
         resumed: GTs that joined the batch after that.
-        preempted: requests whose KVC was taken back by plan.
+        preempted: requests whose KVC was taken back by plan, to be computed again.
+        recomputed_tokens: KVC that those held.
+        offloaded: requests whose KVC was moved to host memory by plan.
+        set_aside: requests that left the running batch with their KVC by plan.
+        refused_queue_full: requests refused because too many waited.
+        refused_late: requests refused because they could not keep their SLO.
+        refused_too_large: requests refused because their prompt exceeds the KVC.
         allocation_failures: requests that SGLang had to retract because the pool was full.
         chunked: prompts that needed more than one forward pass.
         mixed_batches: forward passes with decode and prompt tokens.
         planning_errors: plans that raised.
+        stalls: times that nothing ran although something waited, and SGLang decided.
+        rank_divergences: comparisons in which tensor-parallel ranks had planned differently.
     """
 
     parked: int = 0
     resumed: int = 0
     preempted: int = 0
+    recomputed_tokens: int = 0
+    offloaded: int = 0
+    set_aside: int = 0
+    refused_queue_full: int = 0
+    refused_late: int = 0
+    refused_too_large: int = 0
     allocation_failures: int = 0
     chunked: int = 0
     mixed_batches: int = 0
     planning_errors: int = 0
+    stalls: int = 0
+    rank_divergences: int = 0
 
 
 class Records:
-    """Records of the live requests, by request id."""
+    """Records of the live requests, by request id.
 
-    def __init__(self) -> None:
+    Args:
+        slo_class: SLO classes as on the command line.
+    """
+
+    def __init__(self, slo_class: Iterable[str] = ()) -> None:
+        self._classes = read_classes(slo_class)
         self._records: dict[str, Record] = {}
         self.counters = Counters()
 
@@ -101,8 +125,9 @@ class Records:
         """
         record = self._records.get(req.rid)
         if record is None:
-            slo = slo_of(req.sampling_params.custom_params)
-            record = self._records[req.rid] = Record(now_s, prediction.tokens, slo)
+            slo_class, slo = resolve_slo(req.sampling_params.custom_params, self._classes)
+            record = Record(now_s, prediction.tokens, slo, slo_class)
+            self._records[req.rid] = record
         record.counted_tokens = len(req.output_ids)
         return record
 
@@ -189,6 +214,7 @@ class Records:
             "preemptions": record.preemptions,
             "decode_ms": decode_s * 1e3,
             "slo": slo or None,
+            "slo_class": record.slo_class,
         }
 
 

@@ -5,14 +5,16 @@ must not decide: what runs next is the policy's, how it runs is SGLang's.
 """
 
 import logging
-from functools import partial
+import time
+from functools import cache, partial
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.managers.io_struct import GetInternalStateReq
 from sglang.srt.managers.schedule_batch import NextBatchPlan, Req, ScheduleBatch
+from sglang.srt.runtime_context import get_parallel
 
-from econoserve.config import RuntimeConfig
+from econoserve.config import OnError, RuntimeConfig
 from econoserve.core.types import (
     CachedPrefix,
     IterationPlan,
@@ -21,20 +23,27 @@ from econoserve.core.types import (
     Prefilled,
     View,
 )
-from econoserve.patches.decode_batch import build_decode_batch, release_for_recompute
+from econoserve.patches.host_kvc import bytes_per_token
 from econoserve.patches.output_report import ReportingStreamer
 from econoserve.patches.planned_prefill import PlannedOrder, PlannedPrefillAdder
-from econoserve.patches.scheduler_loop import ParkingScheduler
+from econoserve.patches.scheduler_loop import Refusal
+from econoserve.runtime.agreement import Agreement
+from econoserve.runtime.building import Machine, host_tokens
+from econoserve.runtime.feed import MetricsFeed
 from econoserve.runtime.host import PolicyHost
-from econoserve.runtime.requests import parkable
+from econoserve.runtime.metrics import Metrics
+from econoserve.runtime.shaping import ShapingScheduler
 from econoserve.runtime.support import Unsupported, check_arguments, check_pools, check_release
 
 logger = logging.getLogger(__name__)
 
 EMPTY_PLAN = IterationPlan()
 
+PATIENCE_ITERATIONS = 4
+"""Iterations without a batch, although something waits, after which SGLang decides."""
 
-class EconoScheduler(ParkingScheduler):
+
+class EconoScheduler(ShapingScheduler):
     """SGLang's scheduler with EconoServe's policy; arguments as upstream."""
 
     def init_running_status(self) -> None:
@@ -44,7 +53,8 @@ class EconoScheduler(ParkingScheduler):
         for sentence in check_release(self.config.allow_untested):
             logger.warning("EconoServe runs on an untested SGLang: %s", sentence)
         self.active_plan: IterationPlan | None = None
-        self._preempting: frozenset[str] = frozenset()
+        self.agreement = Agreement(self.config.check_ranks)
+        self._stalled = 0
         super().init_running_status()
 
     def init_chunked_prefill(self) -> None:
@@ -65,12 +75,20 @@ class EconoScheduler(ParkingScheduler):
             self.enable_priority_scheduling,
             self.schedule_low_priority_values_first,
         )
-        default_tfs = 512 if self.device == "cpu" else 2048
-        self.host = PolicyHost(
-            self.config,
+        machine = Machine(
             capacity_tokens=self.max_total_num_tokens,
-            tfs_tokens=min(self.config.tfs or default_tfs, self.chunked_prefill_size),
+            chunk_tokens=self.chunked_prefill_size,
+            budget_tokens=512 if self.device == "cpu" else 2048,
+            context_tokens=self.model_config.context_len,
+            max_running=self.max_running_requests,
+            bytes_per_token=bytes_per_token(self),
         )
+        self.host = PolicyHost(self.config, machine)
+        self.host_tokens = host_tokens(self.config, machine)
+        self.feed: MetricsFeed | None = None
+        if self.metrics_collector_context.current_scheduler_metrics_enabled:
+            metrics = Metrics(self.metrics_collector.labels)
+            self.feed = MetricsFeed(metrics, self.host.counters)
 
     def get_prefill_adder_class(self) -> Any:
         """The class that admits prompts: ours while a plan is followed, else upstream's.
@@ -88,12 +106,16 @@ class EconoScheduler(ParkingScheduler):
         Returns:
             A class bound to this scheduler.
         """
-        report = staticmethod(lambda req: self.host.records.report(req, self.now_s))
+        report = staticmethod(lambda req: self.host.report(req, self.now_s))
         return type("EconoStreamer", (ReportingStreamer,), {"report": report})
 
-    def refusal(self, req: Req) -> str | None:
+    def refusal(self, req: Req) -> Refusal | None:
         """See ``ParkingScheduler.refusal``."""
         return self.host.refusal(req, self.now_s)
+
+    def on_refused(self, req: Req) -> None:
+        """See ``ParkingScheduler.on_refused``."""
+        self.host.refused(req)
 
     def on_queued(self, req: Req) -> None:
         """See ``ParkingScheduler.on_queued``."""
@@ -103,6 +125,10 @@ class EconoScheduler(ParkingScheduler):
             if req.rid not in self._preempting:
                 self.host.counters.allocation_failures += 1
         self.host.queue(req, self.now_s)
+
+    def on_elapsed(self, number: int, elapsed_s: float) -> None:
+        """See ``ParkingScheduler.on_elapsed``."""
+        self.host.elapsed(number, elapsed_s)
 
     def on_gone(self, req: Req) -> None:
         """See ``ParkingScheduler.on_gone``."""
@@ -123,26 +149,25 @@ class EconoScheduler(ParkingScheduler):
         """
         self.process_pending_chunked_abort()
         plan = self._plan(running_batch, last_batch)
-        followed = EMPTY_PLAN if plan is None else plan
-        batches = [batch for batch in (running_batch, last_batch) if batch is not None]
-        self._preempt(followed, batches)
-        resumed = self._resume(followed if plan is not None else None)
-        if last_batch is not None and plan is not None:
-            self._park(followed, last_batch)
-        if resumed:
-            batch = build_decode_batch(self, resumed)
-            running_batch.filter_batch()
-            if running_batch.is_empty():
-                running_batch = batch
-            else:
-                running_batch.merge_batch(batch)
-        running_batch.batch_is_full = False
+        running_batch = self.shape(plan, running_batch, last_batch)
         self.active_plan = plan
         self.policy.planned = None if plan is None else [rid for rid, _ in plan.prefill]
         answer = super().get_next_batch_to_run(running_batch, last_batch)
         self.active_plan = None
-        self._report_launch(followed, answer)
+        self._report_launch(EMPTY_PLAN if plan is None else plan, answer)
+        self._watch_progress(answer, last_batch)
         return answer
+
+    def _watch_progress(self, answer: NextBatchPlan, last_batch: ScheduleBatch | None) -> None:
+        """Let SGLang decide once if nothing runs although something waits."""
+        waits = self.waiting_queue or self.parked or answer.running_batch.reqs
+        if answer.batch_to_run is not None or last_batch is not None or not waits:
+            self._stalled = 0
+            return
+        self._stalled += 1
+        if self._stalled == PATIENCE_ITERATIONS:
+            self._stalled = 0
+            self.host.stalled()
 
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> NextBatchPlan:
         """See upstream; builds no prefill batch where the plan has none.
@@ -164,6 +189,7 @@ class EconoScheduler(ParkingScheduler):
         self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
     ) -> IterationPlan | None:
         if self.host.needs_rebuild:
+            self.requeue_offloaded()
             started = {req.rid: req for req in self.parked.values()}
             for batch in (running_batch, last_batch):
                 for req in batch.reqs if batch is not None else ():
@@ -173,7 +199,7 @@ class EconoScheduler(ParkingScheduler):
             return None
         available = self.token_to_kv_pool_allocator.available_size()
         evictable = self.tree_cache.evictable_size()
-        waiting = {req.rid: req for req in self.waiting_queue}
+        waiting = cache(lambda: {req.rid: req for req in self.waiting_queue})
         view = View(
             now_s=self.now_s,
             capacity_tokens=self.max_total_num_tokens,
@@ -182,9 +208,34 @@ class EconoScheduler(ParkingScheduler):
                 len(running_batch.reqs), running_batch=running_batch
             ),
             max_running=self.max_running_requests,
-            cached_prefix=lambda rid: self._cached_prefix(waiting[rid]),
+            cached_prefix=lambda rid: self._cached_prefix(waiting()[rid]),
+            released=partial(self._released, [running_batch, last_batch]),
         )
-        return self.host.plan(view)
+        if self.config.check_books:
+            self._check_books(view, [running_batch, last_batch])
+        started_s = time.perf_counter()
+        plan = self.host.plan(view)
+        if self.feed is not None:
+            self.feed.planned(time.perf_counter() - started_s)
+        if get_parallel().tp_size > 1 and self.agreement.note(plan):
+            self._check_ranks()
+        return plan
+
+    def _check_books(self, view: View, batches: list[ScheduleBatch | None]) -> None:
+        reqs = [req for batch in batches if batch is not None for req in batch.reqs]
+        reqs += [*self.parked.values(), *([self.chunked_req] if self.chunked_req else [])]
+        held = {req.rid: req.kv.kv_allocated_len for req in reqs if req.kv.holds_kv}
+        self.host.check_books(held, view, self.tree_cache.protected_size())
+
+    def _check_ranks(self) -> None:
+        if self.agreement.holds(get_parallel().tp_group.cpu_group):
+            return
+        self.host.counters.rank_divergences += 1
+        message = "the tensor-parallel ranks have planned differently"
+        if self.config.on_error == OnError.CRASH.value:
+            raise RuntimeError(message)
+        if self.host.counters.rank_divergences == 1:
+            logger.error("%s; outputs may be wrong and the server may hang", message)
 
     def _cached_prefix(self, req: Req) -> CachedPrefix:
         """Match a waiting prompt, and see what pinning the match would take from free KV."""
@@ -197,72 +248,18 @@ class EconoScheduler(ParkingScheduler):
         self.tree_cache.unlock(lock)
         return CachedPrefix(req.prefix_len, evictable_tokens=pinned, key=req.last_node)
 
-    def _preempt(self, plan: IterationPlan, batches: list[ScheduleBatch]) -> None:
-        if not plan.preempt:
-            return
-        by_rid = {req.rid: req for batch in batches for req in batch.reqs if not req.finished()}
-        leaving = {rid for rid, how in plan.preempt if how is Preemption.RECOMPUTE}
-        for batch in batches:
-            batch.filter_batch(reqs_to_exclude=[req for req in batch.reqs if req.rid in leaving])
-        self._recompute(
-            [
-                self.parked.pop(rid, None) or by_rid[rid]
-                for rid, _ in plan.preempt
-                if rid in leaving and (rid in self.parked or rid in by_rid)
-            ]
-        )
-
-    def _recompute(self, reqs: list[Req]) -> None:
-        self._preempting = frozenset(req.rid for req in reqs)
-        for req in reqs:
-            self.host.records.unparked(req.rid, self.now_s)
-            self.host.counters.preempted += 1
-            release_for_recompute(self, req)
-            if req.to_finish is None:
-                self._add_request_to_queue(req, is_retracted=True)
-            else:
-                self.retire_unadmitted_request(req)
-                self.on_gone(req)
-        self._preempting = frozenset()
-
-    def requeue_parked(self) -> None:
-        """See ``ParkingScheduler.requeue_parked``."""
-        reqs, self.parked = list(self.parked.values()), {}
-        self._recompute(reqs)
-
-    def _resume(self, plan: IterationPlan | None) -> list[Req]:
-        """Take the GTs to resume out of the parked ones; without a plan, all of them."""
-        rids = list(self.parked) if plan is None else [r for r in plan.resume if r in self.parked]
-        for rid in rids:
-            self.host.records.unparked(rid, self.now_s)
-        self.host.counters.resumed += len(rids)
-        return [self.parked.pop(rid) for rid in rids]
-
-    def _park(self, plan: IterationPlan, last_batch: ScheduleBatch) -> None:
-        """Keep GTs whose prompt was just prefilled out of the running batch unless resumed."""
-        if not last_batch.forward_mode.is_extend():
-            return
-        resumed = set(plan.resume)
-        decoding = {req.rid for req in last_batch.decoding_reqs or ()}
-        parked = [
-            req
-            for req in last_batch.reqs
-            if req.rid not in resumed
-            and req.rid not in decoding
-            and req is not self.chunked_req
-            and req is not last_batch.chunked_req
-            and not req.finished()
-            and req.to_finish is None
-            and parkable(req)
-        ]
-        if not parked:
-            return
-        last_batch.filter_batch(
-            reqs_to_exclude=[req for req in (last_batch.chunked_req, *parked) if req is not None]
-        )
-        for req in parked:
-            self.parked[req.rid] = req
-            self.host.records.parked(req.rid, self.now_s)
+    def _released(self, batches: list[ScheduleBatch | None], rid: str) -> int:
+        """What would be free without a request: its own KVC, and the prefix that it alone pins."""
+        reqs = (req for batch in batches if batch is not None for req in batch.reqs)
+        req = self.parked.get(rid) or next((req for req in reqs if req.rid == rid), None)
+        if req is None or not req.kv.holds_kv:
+            return 0
+        before = self.tree_cache.evictable_size()
+        self.tree_cache.unlock(req.lock)
+        pinned = self.tree_cache.evictable_size() - before
+        if req.lock is not None:
+            req.lock = self.tree_cache.lock(req.lock.node)
+        return req.kv.kv_allocated_len - req.kv.cache_protected_len + pinned
 
     def _report_launch(self, plan: IterationPlan, answer: NextBatchPlan) -> None:
         """Tell the policy what upstream really launched."""
@@ -290,9 +287,31 @@ class EconoScheduler(ParkingScheduler):
         launch = Launch(
             prefilled=tuple(prefilled),
             resumed=tuple(running),
+            parked=tuple(rid for rid, how in self.moved.items() if how is Preemption.PARK),
+            offloaded=tuple(rid for rid, how in self.moved.items() if how is Preemption.OFFLOAD),
+            dropped=tuple(self.dropped),
             decoded=tuple(req.rid for req in decoding),
         )
         self.host.launched(plan, launch)
+        if self.feed is not None:
+            self.feed.launched(launch, self.host.tfs_tokens())
+            if self.feed.due(self.now_s):
+                self._publish()
+
+    def _publish(self) -> None:
+        state = self.host.state()
+        available = self.token_to_kv_pool_allocator.available_size()
+        used_tokens = self.max_total_num_tokens - available - self.tree_cache.evictable_size()
+        parked_tokens = sum(req.kv.kv_allocated_len for req in self.parked.values())
+        more = {"parked_tokens": parked_tokens, "offloaded_tokens": self.offloaded_tokens()}
+        self.feed.publish({**state, **more, "used_tokens": used_tokens}, self.now_s)
+
+    def on_idle(self) -> None:
+        """See upstream; also shows once that nothing is going on."""
+        if self.feed is not None and not self.feed.idle:
+            self._publish()
+            self.feed.idle = self.is_fully_idle()
+        super().on_idle()
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         """See upstream; also counts tokens and learns from finished responses.
@@ -302,7 +321,7 @@ class EconoScheduler(ParkingScheduler):
             result: what came of it.
         """
         super().process_batch_result(batch, result)
-        for req in self.host.results(batch.reqs, self.now_s):
+        for req in self.host.results(batch.reqs, self.now_s, self.feed):
             self.on_gone(req)
 
     def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
@@ -315,5 +334,9 @@ class EconoScheduler(ParkingScheduler):
             Upstream's answer with our part in ``internal_state``.
         """
         output = super().get_internal_state(recv_req)
-        output.internal_state["econoserve"] = {**self.host.state(), "parked": len(self.parked)}
+        output.internal_state["econoserve"] = {
+            **self.host.state(),
+            "parked": len(self.parked),
+            "offloaded_tokens": self.offloaded_tokens(),
+        }
         return output

@@ -1,0 +1,1 @@
+"""What our scheduler adds to an iteration of SGLang's."""
