@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format doctor bench bench-cpu bench-core clean
+.PHONY: help setup demo serve test lint format doctor bench bench-cpu bench-core soak clean
 
 help: ## show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -48,8 +48,11 @@ bench: $(READY) ## compare with stock SGLang (about half an hour)
 bench-cpu: $(READY) ## compare the CPU engine with torch_native and vLLM (about an hour; sets up vLLM)
 	@$(BIN)/python -m benchmark.cpu_engine.run
 
-bench-core: $(READY) ## time the scheduler's planning (some minutes)
+bench-core: $(READY) ## time the scheduler's planning (about a minute)
 	@$(BIN)/python benchmark/core/plan_time.py
+
+soak: $(READY) ## a long mixed load on a real server, after which nothing may be left (some minutes)
+	@$(BIN)/python -m benchmark.soak.run
 
 clean: ## remove the environment and what tools left behind
 	rm -rf $(VENV) .venv-vllm .pytest_cache .ruff_cache .hypothesis python/*.egg-info *.egg-info build

@@ -27,6 +27,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "alloc": "1f54a29c8518e64c38b1bdf78e21dfcfb3a175a87c8c4ad5d06bd2cb93384680",
     },
     "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool": {
+        "get_kv_size_bytes": "d5db65b9504e4304f377b4d5ad19258ddc69a93d603136957a23bc4938905aa8",
         "get_cpu_copy": "caf39316fd43b4aed4a85280eca7ca9c746d7206f7bd33300689c15e1358e67c",
         "load_cpu_copy": "f5f261ee17063acb55029014587567025e29dec192153e62c874798c7fa06fef",
     },
@@ -45,8 +46,10 @@ def bytes_per_token(scheduler: "Scheduler") -> float:
     Returns:
         Bytes, on this rank.
     """
-    sizes = scheduler.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes()
-    return sum(sizes) / max(scheduler.max_total_num_tokens, 1)
+    size = scheduler.token_to_kv_pool_allocator.get_kvcache().get_kv_size_bytes()
+    # Keys and values, or what stands for both of them (MLA).
+    total = sum(size) if isinstance(size, tuple) else size
+    return max(total, 1) / max(scheduler.max_total_num_tokens, 1)
 
 
 def is_offloaded(req: Req) -> bool:
@@ -75,7 +78,8 @@ def offload(scheduler: "Scheduler", req: Req) -> int | None:
         yet, or the KV of some that are known was never written; nothing has changed then.
     """
     dropped = req.kv.kv_committed_len - (req.seqlen - 1)
-    if not req.output_ids or req.return_logprob or dropped < 0:
+    rebuildable = req.input_embeds is None and not req.return_logprob
+    if not req.output_ids or not rebuildable or dropped < 0:
         return None
     req.offload_kv_cache(scheduler.req_to_token_pool, scheduler.token_to_kv_pool_allocator)
     backup = req.kv.retraction_backup

@@ -70,9 +70,14 @@ class PlannedOrder(SchedulePolicy):
             return
         # The planned ones to the front; the others, who may be many, stay as they are.
         rank = {rid: position for position, rid in enumerate(self.planned)}
-        planned = [req for req in waiting_queue if req.rid in rank]
-        others = [req for req in waiting_queue if req.rid not in rank]
-        waiting_queue[:] = sorted(planned, key=lambda req: rank[req.rid]) + others
+        places: list[int] = []
+        for place, req in enumerate(waiting_queue):
+            if len(places) == len(rank):
+                break
+            if req.rid in rank:
+                places.append(place)
+        planned = [waiting_queue.pop(place) for place in reversed(places)]
+        waiting_queue[:0] = sorted(planned, key=lambda req: rank[req.rid])
 
 
 class PlannedPrefillAdder(PrefillAdder):

@@ -42,8 +42,11 @@ CHOICES = {
 }
 """What settings that are words may be."""
 
-SHARES = {"kvc_reserve": False, "parked_kvc": True}
-"""Settings that are shares of the KV cache, and whether all of it is one."""
+SHARES = {"kvc_reserve": False, "parked_kvc": True, "lost_damage": True}
+"""Settings that are shares, and whether the whole is one."""
+
+PROBABILITIES = ("kvc_risk", "tfs_saturation")
+"""Settings between 0 and 1, without either."""
 
 POSITIVE = {
     "tfs": "tokens",
@@ -51,6 +54,7 @@ POSITIVE = {
     "window_ms": "milliseconds",
     "best_effort_ms": "milliseconds",
     "starvation_ms": "milliseconds",
+    "demoted_ms": "milliseconds",
     "patience_ms": "milliseconds",
     "max_queue": "requests",
     "host_gb_per_s": "GB/s",
@@ -76,10 +80,13 @@ class RuntimeConfig:
 
     policy: str = "plus"
     tfs: int | None = None
+    tfs_least: int = 128
+    tfs_saturation: float = 0.9
     rl_quantile: float = 0.5
     rl_prior: int = 256
     kvc_reserve: float = 0.02
     kvc_risk: float = 0.1
+    kvc_points: int = 8
     kvc_lead: int = 8
     kvc_buffer: int = 2
     nesting: str = "tree"
@@ -88,8 +95,11 @@ class RuntimeConfig:
     host_gb_per_s: float = 20.0
     window_ms: float = 1000.0
     best_effort_ms: float = 10_000.0
+    demoted_ms: float = 60_000.0
     starvation_ms: float = 30_000.0
     patience_ms: float = 5000.0
+    lost_damage: float = 0.2
+    group_ratio: float = 1.15
     length_order: str = "shorter"
     late: str = "demote"
     slo_class: tuple[str, ...] = ()
@@ -121,7 +131,11 @@ class RuntimeConfig:
             valid = 0 <= value < 1 or (closed and value == 1)
             self._check(name, valid, f"give a share in [0, 1{']' if closed else ')'}")
         self._check("rl_quantile", 0 < self.rl_quantile <= 1, "give a probability in (0, 1]")
-        self._check("kvc_risk", 0 < self.kvc_risk < 1, "give a probability between 0 and 1")
+        for name in PROBABILITIES:
+            self._check(name, 0 < getattr(self, name) < 1, "give a share between 0 and 1")
+        self._check("tfs_least", self.tfs_least >= 1, "give 1 token or more")
+        self._check("kvc_points", self.kvc_points >= 2, "give 2 lengths or more")
+        self._check("group_ratio", self.group_ratio > 1, "give a ratio above 1")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             self._check(name, value in choices, f"give one of {', '.join(choices)}")
@@ -156,7 +170,16 @@ class RuntimeConfig:
             ) from error
 
 
-WHOLE = ("tfs", "rl_prior", "kvc_lead", "kvc_buffer", "max_queue", "check_ranks")
+WHOLE = (
+    "tfs",
+    "tfs_least",
+    "rl_prior",
+    "kvc_points",
+    "kvc_lead",
+    "kvc_buffer",
+    "max_queue",
+    "check_ranks",
+)
 """Settings that are whole numbers."""
 
 HELP = {
@@ -165,12 +188,16 @@ HELP = {
     "tfs": "Target forward size: decode and prompt tokens in one forward pass. Default: learned "
     "from the iteration times, at most --chunked-prefill-size. Other systems' rules take it as "
     "their budget; their default is 512 on a CPU, 2048 elsewhere.",
+    "tfs_least": "Least TFS that is learned, where a chunk is not smaller.",
+    "tfs_saturation": "A learned TFS reaches this share of the tokens per second of ever larger "
+    "passes.",
     "rl_quantile": "Quantile of recent response lengths taken for a request's where one figure "
     "is needed: in deadlines and reports.",
     "rl_prior": "Mean response length in tokens assumed until responses have ended.",
     "kvc_reserve": "Share of the KV cache kept for responses that outlive their prediction.",
     "kvc_risk": "Policy plus: probability of finding the KV cache full that an admission may "
     "cause.",
+    "kvc_points": "Policy plus: equally likely lengths that stand for a predicted distribution.",
     "kvc_lead": "Policies d to full: a response is predicted anew so many tokens before its "
     "promise ends.",
     "kvc_buffer": "Policy full: a guest must be gone so many tokens before its host needs the "
@@ -182,8 +209,11 @@ HELP = {
     "host_gb_per_s": "Speed at which KV cache moves to host memory and back, in GB/s.",
     "window_ms": "Deadlines closer than this count as equally urgent.",
     "best_effort_ms": "Deadline assumed for requests without an SLO, from arrival.",
+    "demoted_ms": "Deadline assumed for requests that lost their SLO, from arrival.",
     "starvation_ms": "A request this long past its latest start lets nobody past it.",
     "patience_ms": "Slack at which preempting a request counts half as bad as without slack.",
+    "lost_damage": "How bad it counts to preempt a request that has lost its SLO, as a share.",
+    "group_ratio": "Predicted lengths within this ratio are equal: they run as a group.",
     "length_order": "Which of two equally urgent requests goes first: the longer or the shorter.",
     "late": "A waiting request that cannot keep its SLO any more: serve it in its place, demote it "
     "behind those that can, or reject it (HTTP 503).",

@@ -1,41 +1,55 @@
-"""A worker for ``test_tensor_parallel``: two ranks on a CPU, a burst with SLOs, then the state."""
+"""A worker for two ranks or replicas on a CPU: some of the cases with SLOs, then the states.
 
-import asyncio
+Run as a program in a process of its own: ``tensor_parallel.py OUTPUT.json KEYWORDS.json``.
+"""
+
 import json
 import os
 import random
+import sys
+from pathlib import Path
+
+from cases import essence, requests, run_all
 
 from econoserve import Engine, demo_model
 
+EVERY = 4
+"""One of so many cases runs."""
 
-async def burst(engine):
+
+def some_with_slos():
+    """Every fourth case; half of them with an SLO, which changes the order but no output."""
     rng = random.Random(3)
-    calls = []
-    for number in range(40):
-        params = {"temperature": 0, "max_new_tokens": rng.randrange(2, 60)}
+    some = dict(list(requests().items())[::EVERY])
+    for number, keywords in enumerate(some.values()):
         if number % 2:
-            params["custom_params"] = {"econoserve": {"e2e_ms": rng.randrange(100, 5000)}}
-        ids = [rng.randrange(5, 4000) for _ in range(rng.randrange(2, 200))]
-        calls.append(engine.async_generate(input_ids=ids, sampling_params=params))
-    return await asyncio.gather(*calls)
+            slo = {"e2e_ms": rng.randrange(100, 5000)}
+            keywords["sampling_params"]["custom_params"] = {"econoserve": slo}
+    return some
 
 
 def main():
+    output, options = sys.argv[1:3]
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
     engine = Engine(
         model_path=str(demo_model.ensure()),
         device="cpu",
         dtype="float32",
-        tp_size=2,
+        random_seed=1,
         max_total_tokens=768,
         econoserve_tfs=48,
         econoserve_parked_kvc=0.5,
-        econoserve_rl_prior=4,
         econoserve_on_error="crash",
+        econoserve_check_books=True,
+        econoserve_check_ranks=1,
+        **json.loads(options),
     )
-    outputs = engine.loop.run_until_complete(burst(engine))
-    state = engine.get_server_info()["internal_states"][0]["econoserve"]
-    print("RESULT " + json.dumps({"answers": len(outputs), "state": state}), flush=True)
+    cases = some_with_slos()
+    outputs = engine.loop.run_until_complete(run_all(engine, cases))
+    engine.flush_cache()
+    states = [state["econoserve"] for state in engine.get_server_info()["internal_states"]]
+    result = {"outputs": dict(zip(cases, map(essence, outputs), strict=True)), "states": states}
+    Path(output).write_text(json.dumps(result))
     engine.shutdown()
 
 

@@ -23,10 +23,15 @@ WRONG = {
 RUNS = {
     "tight": TIGHT,
     "wrong": WRONG,
-    "wrong_synchronous": {**WRONG, "disable_overlap_schedule": True},
-    "faulty_policy": {**TIGHT, "econoserve_on_error": "fallback", "fault": True},
+    "wrong_synchronous": {**WRONG, "disable_overlap_schedule": True, "every": 2},
+    "faulty_policy": {**TIGHT, "econoserve_on_error": "fallback", "fault": True, "every": 2},
     # Victims move to host memory and come back.
-    "offload": {**WRONG, "econoserve_host_kvc_gib": 1.0, "econoserve_host_gb_per_s": 1000.0},
+    "offload": {
+        **WRONG,
+        "econoserve_host_kvc_gib": 1.0,
+        "econoserve_host_gb_per_s": 1000.0,
+        "every": 2,
+    },
 }
 
 OTHERS = {
@@ -90,7 +95,7 @@ def test_outputs_equal_stock_and_nothing_is_left(stock, run):
         failures = ("allocation_failures", "planning_errors", "stalls")
         assert not any(state[f"total_{failure}"] for failure in failures), state
 
-    assert len(result["reports"]) >= 200
+    assert len(result["reports"]) >= 200 // RUNS[name].get("every", 1)
     for report in result["reports"]:
         assert report["predicted_tokens"] >= 1
         assert report["output_tokens"] >= 1

@@ -19,7 +19,7 @@ WRONG_FLAGS = {
     "--econoserve-tfz 64": "did you mean --econoserve-tfs?",
     "--econoserve-kvc-reserv=0.1": "did you mean --econoserve-kvc-reserve?",
     "--econoserve-foo": "unknown flag --econoserve-foo",
-    "--econoserve-tfs 0": "--econoserve-tfs=0: give 1 token or more",
+    "--econoserve-tfs 0": "--econoserve-tfs=0: give more than 0 tokens",
     "--econoserve-tfs many": "argument --econoserve-tfs",
     "--econoserve-tfs": "argument --econoserve-tfs",
     "--econoserve-kvc-reserve 1.5": "--econoserve-kvc-reserve=1.5: give a share in [0, 1)",

@@ -2,10 +2,13 @@
 
 import asyncio
 import random
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import httpx
 import openai
+import orjson
 from live_server import REQUEST_TIMEOUT_S, LiveServer
 
 FIRST_WORD_ID, LAST_WORD_ID = 300, 4000
@@ -87,3 +90,107 @@ def stream_all(server: LiveServer, plans: list[Planned]) -> list[Answer]:
             return await asyncio.gather(*(stream_one(client, plan, server.model) for plan in plans))
 
     return asyncio.run(run())
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What a streamed request got, and when.
+
+    Attributes:
+        ids: its output tokens.
+        reason: why it ended.
+        sent_s: when it was sent.
+        first_s: when its first token came.
+        last_s: when its last token came.
+        report: the scheduler's report of it.
+    """
+
+    ids: tuple[int, ...]
+    reason: str
+    sent_s: float
+    first_s: float
+    last_s: float
+    report: dict
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to the first token."""
+        return self.first_s - self.sent_s
+
+    @property
+    def tpot_s(self) -> float:
+        """Time per later token."""
+        return (self.last_s - self.first_s) / max(len(self.ids) - 1, 1)
+
+
+def generate_fields(plan: Planned) -> dict:
+    """The body of a streamed ``/generate`` request for exactly so many tokens."""
+    sampling = {"max_new_tokens": plan.output_tokens, "ignore_eos": True, "temperature": 0}
+    return {"input_ids": list(plan.prompt_ids), "stream": True, "sampling_params": sampling}
+
+
+def client_of(server: LiveServer) -> httpx.AsyncClient:
+    """A client for this server that keeps no connections."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=server.url, timeout=REQUEST_TIMEOUT_S, limits=limits)
+
+
+async def time_one(client: httpx.AsyncClient, plan: Planned, headers: dict | None = None) -> Timed:
+    """Stream one request to its end."""
+    sent_s = time.monotonic()
+    first_s, last, fields = None, None, generate_fields(plan)
+    async with client.stream("POST", "/generate", json=fields, headers=headers) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if line.startswith("data: {"):
+                first_s = first_s or time.monotonic()
+                last = line
+    event = orjson.loads(last[6:])
+    meta = event["meta_info"]
+    return Timed(
+        tuple(event["output_ids"]),
+        meta["finish_reason"]["type"],
+        sent_s,
+        first_s,
+        time.monotonic(),
+        meta.get("econoserve", {}),
+    )
+
+
+async def time_each(
+    client: httpx.AsyncClient, plans: Sequence[Planned], at_a_time: int
+) -> list[Timed]:
+    """Stream requests, so many at a time."""
+    turns = asyncio.Semaphore(at_a_time)
+
+    async def one(plan: Planned) -> Timed:
+        async with turns:
+            return await time_one(client, plan)
+
+    return await asyncio.gather(*map(one, plans))
+
+
+def time_all(
+    server: LiveServer, plans: Sequence[Planned], at_a_time: int | None = None
+) -> list[Timed]:
+    """Stream all requests, by default at the same time."""
+
+    async def run() -> list[Timed]:
+        async with client_of(server) as client:
+            return await time_each(client, plans, at_a_time or len(plans))
+
+    return asyncio.run(run())
+
+
+def total_tokens(plans: Sequence[Planned]) -> int:
+    """Prompts and answers together."""
+    return sum(len(plan.prompt_ids) + plan.output_tokens for plan in plans)
+
+
+def growth(before: dict, after: dict) -> dict[str, int]:
+    """What the scheduler's totals have grown by, without their prefix."""
+    return {
+        name.removeprefix("total_"): after[name] - before[name]
+        for name in after
+        if name.startswith("total_")
+    }

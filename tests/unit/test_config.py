@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +86,32 @@ def test_a_broken_environment_is_refused(monkeypatch):
     monkeypatch.setenv(CONFIG_VARIABLE, '{"nonsense": 1}')
     with pytest.raises(ValueError, match=CONFIG_VARIABLE):
         RuntimeConfig.from_environment()
+
+
+def test_every_flag_is_in_the_user_guide():
+    guide = (Path(__file__).parents[2] / "docs" / "user-guide.md").read_text()
+    assert [flag_of(f.name) for f in fields(RuntimeConfig) if flag_of(f.name) not in guide] == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "fix"),
+    [
+        ({"slo_class": ("a=x:5",)}, "give each NAME once"),
+        ({"slo_class": ("a=ttft:5", "a=ttft:6")}, "give each NAME once"),
+        ({"slo_class": ("a=ttft:-1",)}, "positive number of milliseconds"),
+        ({"policy": "fifo"}, "give one of d, sd"),
+        ({"late": "later"}, "give one of serve, demote, reject"),
+        ({"kvc_risk": 1.0}, "give a share between 0 and 1"),
+        ({"kvc_points": 1}, "give 2 lengths or more"),
+        ({"group_ratio": 1.0}, "give a ratio above 1"),
+        ({"max_queue": 0}, "give more than 0 requests"),
+        ({"max_queue": 2.5}, "give a whole number"),
+        ({"host_kvc_gib": -1.0}, "give 0 GiB or more"),
+        ({"lost_damage": 1.5}, "give a share in [0, 1]"),
+    ],
+)
+def test_settings_out_of_range_name_flag_value_and_fix(setting, fix):
+    (name,) = setting
+    with pytest.raises(ValueError, match=re.escape(flag_of(name))) as refused:
+        RuntimeConfig(**setting)
+    assert fix in str(refused.value)

@@ -92,6 +92,19 @@ def works(mixed, count):
     return made
 
 
+def test_slow_iterations_say_nothing_about_the_others():
+    draw, plain, disturbed = random.Random(3), CostModel(), CostModel()
+    for index in range(60):
+        prompt, decoding = draw.choice((0, draw.randrange(20, 400))), draw.randrange(1, 40)
+        work = IterationWork(prompt, prompt * prompt, decoding, decoding * 150)
+        elapsed_s = 0.003 + 6e-5 * prompt + 1e-4 * decoding
+        plain.observe(work, elapsed_s)
+        # The first one compiles a kernel, a later one waits for another process.
+        disturbed.observe(work, elapsed_s + (2.0 if index in (0, 1, 40) else 0.0))
+    work = IterationWork(200, 40_000, 20, 3_000)
+    assert disturbed.seconds(work) == pytest.approx(plain.seconds(work), rel=0.3)
+
+
 def test_the_cost_model_finds_the_coefficients_of_both_regimes():
     truth = {False: (4e-3, 0, 0, 2e-5, 3e-8), True: (9e-3, 6e-5, 1e-9, 5e-5, 4e-8)}
     cost = CostModel()

@@ -14,6 +14,12 @@ PRIOR_VARIANCE = 1e3
 MIN_SAMPLES = 8
 """Iterations of a kind to have seen before its fit is used."""
 
+OUTLIER = 4.0
+"""An iteration that took so many times what was expected was disturbed and says nothing."""
+
+ODD_IN_A_ROW = 3
+"""But after so many of them in a row what is expected is wrong."""
+
 
 @dataclass(frozen=True, slots=True)
 class IterationWork:
@@ -49,12 +55,27 @@ class _Regime:
         self.covariance = np.eye(len(SCALES)) * PRIOR_VARIANCE
         self.forgetting = forgetting
         self.samples = 0
+        self._first: list[tuple[np.ndarray, float]] = []
 
     @property
     def coefficients_s(self) -> np.ndarray:
         return self.weights / SCALES
 
-    def observe(self, features: np.ndarray, elapsed_s: float) -> None:
+    def take(self, features: np.ndarray, elapsed_s: float) -> None:
+        """Learn from an iteration; from the first ones together, without those that were slow."""
+        self.samples += 1
+        if self.samples > MIN_SAMPLES:
+            self._observe(features, elapsed_s)
+            return
+        self._first.append((features, elapsed_s))
+        if self.samples == MIN_SAMPLES:
+            usual_s = sorted(elapsed_s for _, elapsed_s in self._first)[MIN_SAMPLES // 2]
+            for features, elapsed_s in self._first:
+                if elapsed_s <= OUTLIER * usual_s:
+                    self._observe(features, elapsed_s)
+            self._first.clear()
+
+    def _observe(self, features: np.ndarray, elapsed_s: float) -> None:
         scaled = features / SCALES
         direction = self.covariance @ scaled
         gain = direction / (self.forgetting + scaled @ direction)
@@ -63,7 +84,6 @@ class _Regime:
         # Forgetting must not let the uncertainty of features that never vary grow without end.
         if np.trace(self.covariance) < PRIOR_VARIANCE * len(SCALES):
             self.covariance /= self.forgetting
-        self.samples += 1
 
 
 class CostModel:
@@ -91,6 +111,7 @@ class CostModel:
         self._prior = coefficients_s
         self._decode = _Regime(coefficients_s, forgetting)
         self._mixed = _Regime(coefficients_s, forgetting)
+        self._odd = 0
         self._current: dict[bool, tuple[float, ...]] = {}
 
     def observe(self, work: IterationWork, elapsed_s: float) -> None:
@@ -102,8 +123,22 @@ class CostModel:
         """
         if elapsed_s > 0:
             regime = self._mixed if work.mixed else self._decode
-            regime.observe(_features(work), elapsed_s)
-            self._current.pop(work.mixed, None)
+            odd = regime.samples >= MIN_SAMPLES and elapsed_s > OUTLIER * self.seconds(work)
+            self._odd = self._odd + 1 if odd else 0
+            if 0 < self._odd <= ODD_IN_A_ROW:
+                return
+            regime.take(_features(work), elapsed_s)
+            # One regime may stand in for the other.
+            self._current.clear()
+
+    def adopt(self, other: "CostModel") -> None:
+        """Know what another model has learned.
+
+        Args:
+            other: the model; the two share it from then on.
+        """
+        self._decode, self._mixed = other._decode, other._mixed
+        self._current.clear()
 
     def coefficients_s(self, mixed: bool) -> tuple[float, ...]:
         """The coefficients in use.

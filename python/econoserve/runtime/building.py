@@ -14,9 +14,6 @@ from econoserve.core.victims import VictimConfig
 from econoserve.policies import make_policy
 from econoserve.policies.econoserve import VARIANTS
 
-LEAST_TFS_TOKENS = 128
-"""A learned TFS is never less, but for a smaller chunk."""
-
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -69,7 +66,8 @@ def build_policy(config: RuntimeConfig, machine: Machine) -> BookedPolicy:
 def _econoserve(config: RuntimeConfig, machine: Machine) -> dict[str, object]:
     chunk = machine.chunk_tokens
     if config.tfs is None:
-        tfs = TfsConfig(limits_tokens=(min(LEAST_TFS_TOKENS, chunk), chunk))
+        limits = (min(config.tfs_least, chunk), chunk)
+        tfs = TfsConfig(limits_tokens=limits, saturation=config.tfs_saturation)
     else:
         tfs = TfsConfig(pinned_tokens=min(config.tfs, chunk))
     moving_s = None
@@ -82,13 +80,16 @@ def _econoserve(config: RuntimeConfig, machine: Machine) -> dict[str, object]:
             buffer_tokens=config.kvc_buffer,
             nesting=Nesting(config.nesting),
             risk=config.kvc_risk,
+            points=config.kvc_points,
         ),
         "order": OrderConfig(
             length_order=LengthOrder(config.length_order),
             window_s=config.window_ms / 1e3,
+            group_ratio=config.group_ratio,
             best_effort_s=config.best_effort_ms / 1e3,
+            demoted_s=config.demoted_ms / 1e3,
         ),
-        "victims": VictimConfig(moving_s, patience_s=config.patience_ms / 1e3),
+        "victims": VictimConfig(moving_s, config.patience_ms / 1e3, config.lost_damage),
         "tfs": tfs,
         "parked_fraction": config.parked_kvc,
         "late": Late(config.late),

@@ -134,12 +134,11 @@ class PolicyHost:
             report["retry_after_s"] = self.retry_after_s(now_s)
         return report
 
-    def rejected(self, req: Req, reason: str) -> None:
-        """A request was refused by plan.
+    def rejected(self, req: Req) -> None:
+        """A request was refused by plan: it is too late for its SLO.
 
         Args:
             req: the request.
-            reason: why, in a word.
         """
         self.counters.refused_late += 1
         self.records.close(req.rid)
@@ -155,7 +154,7 @@ class PolicyHost:
         """
         if how is Preemption.RECOMPUTE:
             self.counters.preempted += 1
-            self.counters.recomputed_tokens += req.kv.kv_committed_len
+            self.counters.recomputed_tokens += max(req.kv.kv_committed_len, req.seqlen - 1)
         elif how is Preemption.OFFLOAD:
             self.counters.offloaded += 1
             self.records[req.rid].preemptions += 1
@@ -192,6 +191,10 @@ class PolicyHost:
         Args:
             req: the request; unknown ones are ignored.
         """
+        record = self.records.get(req.rid)
+        if record is not None and record.req is not req:
+            # Another request of that id, which was refused.
+            return
         self.records.close(req.rid)
         failed = not req.finished() or isinstance(req.finished_reason, FINISH_ABORT)
         with self._tracking():
@@ -240,9 +243,9 @@ class PolicyHost:
         """
         with self._tracking(launch):
             self._policy.on_launch(plan, launch)
-        if launch.prefilled or launch.decoded:
-            self._works[self._launches] = self._work_of(launch)
-            self._launches += 1
+            if launch.prefilled or launch.decoded:
+                self._works[self._launches] = self._work_of(launch)
+        self._launches += bool(launch.prefilled or launch.decoded)
 
     def _work_of(self, launch: Launch) -> IterationWork:
         """What a forward pass computes."""
@@ -281,7 +284,7 @@ class PolicyHost:
         finished = []
         for req in reqs:
             record = self.records.get(req.rid)
-            if record is None:
+            if record is None or record.req is not req:
                 continue
             produced = len(req.output_ids) - record.counted_tokens
             if produced > 0:
@@ -308,7 +311,10 @@ class PolicyHost:
         """
         unfinished = () if chunked is None else (chunked,)
         holders = [req for req in (*started, *unfinished) if req.rid in self.records]
+        cost = getattr(self._policy, "cost", None)
         self._policy = build_policy(self._config, self._machine)
+        if isinstance(self._policy, EconoServe) and cost is not None:
+            self._policy.cost.adopt(cost)
         self._lost_track = False
         with self._tracking():
             for req in (*waiting, *holders):
@@ -366,6 +372,12 @@ class PolicyHost:
     def _predict(self, req: Req) -> LengthPrediction:
         return self.predictor.predict(req.sampling_params.max_new_tokens)
 
+    def _readable_state(self) -> object:
+        try:
+            return self.state()
+        except Exception as error:
+            return f"not readable: {error!r}"
+
     @contextmanager
     def _tracking(self, state: object = None) -> Iterator[None]:
         """Keep an error of the policy from ending the server, if the user wants it so."""
@@ -379,6 +391,6 @@ class PolicyHost:
             if self.counters.planning_errors == 1:
                 logger.exception(
                     "The policy failed; SGLang's own decision is used meanwhile. State: %r, %r",
-                    self.state(),
+                    self._readable_state(),
                     state,
                 )

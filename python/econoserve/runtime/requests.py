@@ -20,6 +20,7 @@ class Record:
     """One live request; times in seconds on the scheduler's clock.
 
     Attributes:
+        req: the request.
         arrival_s: when the scheduler got it.
         predicted_tokens: RL predicted on arrival.
         slo: its objectives.
@@ -32,6 +33,7 @@ class Record:
         first_token_s: when its first token came back.
     """
 
+    req: Req
     arrival_s: float
     predicted_tokens: int
     slo: Slo
@@ -126,7 +128,7 @@ class Records:
         record = self._records.get(req.rid)
         if record is None:
             slo_class, slo = resolve_slo(req.sampling_params.custom_params, self._classes)
-            record = Record(now_s, prediction.tokens, slo, slo_class)
+            record = Record(req, now_s, prediction.tokens, slo, slo_class)
             self._records[req.rid] = record
         record.counted_tokens = len(req.output_ids)
         return record
@@ -194,7 +196,7 @@ class Records:
         """
         record = self._records.get(req.rid)
         if record is None:
-            record = Record(now_s, 0, Slo())
+            record = Record(req, now_s, 0, Slo())
         started_s = now_s if record.started_s is None else record.started_s
         parked_s = record.parked_s
         if record.parked_since_s is not None:

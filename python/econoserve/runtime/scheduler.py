@@ -6,7 +6,7 @@ must not decide: what runs next is the policy's, how it runs is SGLang's.
 
 import logging
 import time
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 from sglang.srt.arg_groups.overrides import resolving_view
@@ -42,6 +42,9 @@ EMPTY_PLAN = IterationPlan()
 PATIENCE_ITERATIONS = 4
 """Iterations without a batch, although something waits, after which SGLang decides."""
 
+PATIENCE_S = 0.05
+"""And time that must have passed by then."""
+
 
 class EconoScheduler(ShapingScheduler):
     """SGLang's scheduler with EconoServe's policy; arguments as upstream."""
@@ -54,7 +57,7 @@ class EconoScheduler(ShapingScheduler):
             logger.warning("EconoServe runs on an untested SGLang: %s", sentence)
         self.active_plan: IterationPlan | None = None
         self.agreement = Agreement(self.config.check_ranks)
-        self._stalled = 0
+        self._stalled, self._stalled_s = 0, 0.0
         super().init_running_status()
 
     def init_chunked_prefill(self) -> None:
@@ -132,7 +135,8 @@ class EconoScheduler(ShapingScheduler):
 
     def on_gone(self, req: Req) -> None:
         """See ``ParkingScheduler.on_gone``."""
-        self.parked.pop(req.rid, None)
+        if self.parked.get(req.rid) is req:
+            del self.parked[req.rid]
         self.host.forget(req)
 
     def get_next_batch_to_run(
@@ -164,8 +168,10 @@ class EconoScheduler(ShapingScheduler):
         if answer.batch_to_run is not None or last_batch is not None or not waits:
             self._stalled = 0
             return
+        if self._stalled == 0:
+            self._stalled_s = self.now_s
         self._stalled += 1
-        if self._stalled == PATIENCE_ITERATIONS:
+        if self._stalled >= PATIENCE_ITERATIONS and self.now_s - self._stalled_s >= PATIENCE_S:
             self._stalled = 0
             self.host.stalled()
 
@@ -189,6 +195,7 @@ class EconoScheduler(ShapingScheduler):
         self, running_batch: ScheduleBatch, last_batch: ScheduleBatch | None
     ) -> IterationPlan | None:
         if self.host.needs_rebuild:
+            self._check_ranks(None)
             self.requeue_offloaded()
             started = {req.rid: req for req in self.parked.values()}
             for batch in (running_batch, last_batch):
@@ -197,19 +204,16 @@ class EconoScheduler(ShapingScheduler):
                         started[req.rid] = req
             self.host.rebuild(self.waiting_queue, list(started.values()), self.chunked_req)
             return None
-        available = self.token_to_kv_pool_allocator.available_size()
-        evictable = self.tree_cache.evictable_size()
-        waiting = cache(lambda: {req.rid: req for req in self.waiting_queue})
         view = View(
             now_s=self.now_s,
             capacity_tokens=self.max_total_num_tokens,
-            used_tokens=self.max_total_num_tokens - available - evictable,
+            used_tokens=self._used_tokens(),
             free_rows=self.get_num_allocatable_reqs(
                 len(running_batch.reqs), running_batch=running_batch
             ),
             max_running=self.max_running_requests,
-            cached_prefix=lambda rid: self._cached_prefix(waiting()[rid]),
-            released=partial(self._released, [running_batch, last_batch]),
+            cached_prefix=lambda rid: self._cached_prefix(self.host.records[rid].req),
+            released=self._released,
         )
         if self.config.check_books:
             self._check_books(view, [running_batch, last_batch])
@@ -217,9 +221,12 @@ class EconoScheduler(ShapingScheduler):
         plan = self.host.plan(view)
         if self.feed is not None:
             self.feed.planned(time.perf_counter() - started_s)
-        if get_parallel().tp_size > 1 and self.agreement.note(plan):
-            self._check_ranks()
+        self._check_ranks(plan)
         return plan
+
+    def _used_tokens(self) -> int:
+        available = self.token_to_kv_pool_allocator.available_size()
+        return self.max_total_num_tokens - available - self.tree_cache.evictable_size()
 
     def _check_books(self, view: View, batches: list[ScheduleBatch | None]) -> None:
         reqs = [req for batch in batches if batch is not None for req in batch.reqs]
@@ -227,8 +234,12 @@ class EconoScheduler(ShapingScheduler):
         held = {req.rid: req.kv.kv_allocated_len for req in reqs if req.kv.holds_kv}
         self.host.check_books(held, view, self.tree_cache.protected_size())
 
-    def _check_ranks(self) -> None:
-        if self.agreement.holds(get_parallel().tp_group.cpu_group):
+    def _check_ranks(self, plan: IterationPlan | None) -> None:
+        """Take a plan into the digest, once per iteration on every rank; compare when it is due."""
+        parallel = get_parallel()
+        if parallel.tp_size == 1 or not self.agreement.note(plan):
+            return
+        if self.agreement.holds(parallel.tp_group.cpu_group):
             return
         self.host.counters.rank_divergences += 1
         message = "the tensor-parallel ranks have planned differently"
@@ -248,11 +259,10 @@ class EconoScheduler(ShapingScheduler):
         self.tree_cache.unlock(lock)
         return CachedPrefix(req.prefix_len, evictable_tokens=pinned, key=req.last_node)
 
-    def _released(self, batches: list[ScheduleBatch | None], rid: str) -> int:
+    def _released(self, rid: str) -> int:
         """What would be free without a request: its own KVC, and the prefix that it alone pins."""
-        reqs = (req for batch in batches if batch is not None for req in batch.reqs)
-        req = self.parked.get(rid) or next((req for req in reqs if req.rid == rid), None)
-        if req is None or not req.kv.holds_kv:
+        req = self.host.records[rid].req
+        if not req.kv.holds_kv or req.session is not None:
             return 0
         before = self.tree_cache.evictable_size()
         self.tree_cache.unlock(req.lock)
@@ -299,9 +309,7 @@ class EconoScheduler(ShapingScheduler):
                 self._publish()
 
     def _publish(self) -> None:
-        state = self.host.state()
-        available = self.token_to_kv_pool_allocator.available_size()
-        used_tokens = self.max_total_num_tokens - available - self.tree_cache.evictable_size()
+        state, used_tokens = self.host.state(), self._used_tokens()
         parked_tokens = sum(req.kv.kv_allocated_len for req in self.parked.values())
         more = {"parked_tokens": parked_tokens, "offloaded_tokens": self.offloaded_tokens()}
         self.feed.publish({**state, **more, "used_tokens": used_tokens}, self.now_s)
@@ -309,7 +317,8 @@ class EconoScheduler(ShapingScheduler):
     def on_idle(self) -> None:
         """See upstream; also shows once that nothing is going on."""
         if self.feed is not None and not self.feed.idle:
-            self._publish()
+            if self.feed.due(self.now_s) or self.is_fully_idle():
+                self._publish()
             self.feed.idle = self.is_fully_idle()
         super().on_idle()
 
@@ -321,7 +330,8 @@ class EconoScheduler(ShapingScheduler):
             result: what came of it.
         """
         super().process_batch_result(batch, result)
-        for req in self.host.results(batch.reqs, self.now_s, self.feed):
+        # For reports only: what decides goes by the time of the iteration.
+        for req in self.host.results(batch.reqs, time.monotonic(), self.feed):
             self.on_gone(req)
 
     def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:

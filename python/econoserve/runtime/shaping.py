@@ -94,7 +94,7 @@ class ShapingScheduler(ParkingScheduler):
             refusal = Refusal(reason, HTTPStatus.SERVICE_UNAVAILABLE, "SloUnreachable")
             req = self.refuse_waiting(rid, refusal)
             if req is not None:
-                self.host.rejected(req, "late")
+                self.host.rejected(req)
 
     def _preempt(self, plan: IterationPlan, batches: list[ScheduleBatch]) -> None:
         if not plan.preempt:
@@ -105,10 +105,10 @@ class ShapingScheduler(ParkingScheduler):
             req = self.parked.get(rid) or running.get(rid)
             if req is None or req is self.chunked_req:
                 continue
-            if how is not Preemption.RECOMPUTE and not parkable(req):
-                if how is Preemption.PARK:
-                    continue
+            if how is Preemption.OFFLOAD and not parkable(req):
                 how = Preemption.RECOMPUTE
+            if how is Preemption.PARK and (not parkable(req) or req.to_finish is not None):
+                continue
             leaving.append((req, how))
         gone = {req.rid for req, _ in leaving}
         for batch in batches:
