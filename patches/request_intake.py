@@ -9,6 +9,8 @@ too. Why no public seam serves: headers and ``service_tier`` are dropped before 
 upstream request field for SLOs would make this module unnecessary.
 """
 
+import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
@@ -24,11 +26,20 @@ from econoserve.patches.output_report import REPORT_KEY
 from econoserve.patches.retry_after import answer_with, can_answer, refusal_of
 from econoserve.slo import attach_slo, complete_report
 
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+"""Time between two looks at what is left to do before the server ends."""
+
+ABORT_S = 2.0
+"""Time for aborts to be answered then."""
+
 KEPT_REPORTS = 10_000
 """Reports of finished requests kept for ``/econoserve/requests/{id}``."""
 
 TARGETS: dict[str, dict[str, str]] = {
     "sglang.srt.managers.tokenizer_manager.TokenizerManager": {
+        "sigterm_watchdog": "a7c8325071b2137783a428e579165d9c19a55d9d94fdd54cd86b69bdb531fc6b",
         "generate_request": "894e0b7b045095200ca7ab30150bdcc7ef605c759d5d487d95427c473cf61f0a",
         "_handle_abort_finish_reason": "69898a3eeed2dec9dfdf0b0debfb8c89c2d291d9dcc3ece5bd122cd7a74f1e46",
         "update_request_meta_info": "acccc58e0ca8eb2f63d2441f7c037919f17f91154903fd8686a5d46d6f7f5b8a",
@@ -68,12 +79,35 @@ class EconoTokenizerManager(TokenizerManager):
     """Upstream's tokenizer manager that takes SLOs in and reports on them.
 
     Attributes:
+        drain_s: time for requests to end after SIGTERM.
         reports: report by request id of the last finished requests, oldest first.
     """
+
+    drain_s = 5.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.reports: OrderedDict[str, dict[str, Any]] = OrderedDict()
         super().__init__(*args, **kwargs)
+
+    async def sigterm_watchdog(self) -> None:
+        """See upstream, which waits until every request has ended; here only so long."""
+        while not self.gracefully_exit:
+            await asyncio.sleep(POLL_S)
+        await self._wait_for_requests(self.drain_s)
+        if self.rid_to_state:
+            logger.warning(
+                "%d requests have not ended %g s after SIGTERM (--econoserve-drain-s): aborted",
+                len(self.rid_to_state),
+                self.drain_s,
+            )
+            self.abort_request(abort_all=True)
+            await self._wait_for_requests(ABORT_S)
+        await super().sigterm_watchdog()
+
+    async def _wait_for_requests(self, limit_s: float) -> None:
+        until_s = time.monotonic() + limit_s
+        while self.rid_to_state and time.monotonic() < until_s:
+            await asyncio.sleep(POLL_S)
 
     async def generate_request(
         self, obj: GenerateReqInput | EmbeddingReqInput, request: Any = None

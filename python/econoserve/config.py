@@ -58,6 +58,7 @@ POSITIVE = {
     "patience_ms": "milliseconds",
     "max_queue": "requests",
     "host_gb_per_s": "GB/s",
+    "drain_s": "seconds",
 }
 """Settings above 0, and their units."""
 
@@ -104,6 +105,7 @@ class RuntimeConfig:
     late: str = "demote"
     slo_class: tuple[str, ...] = ()
     max_queue: int | None = None
+    drain_s: float = 5.0
     check_ranks: int = 64
     check_books: bool = False
     on_error: str = "fallback"
@@ -221,6 +223,8 @@ HELP = {
     "slo_class; NAME default is for those without either. May be given several times.",
     "max_queue": "Requests that may wait; further ones get HTTP 429 with Retry-After. Default: no "
     "limit.",
+    "drain_s": "After SIGTERM, requests may end for so many seconds; then they are aborted and the "
+    "server ends.",
     "check_ranks": "Compare the plans of all tensor-parallel ranks every so many iterations; 0: "
     "never.",
     "check_books": "Compare the ledger with SGLang's KV pool in every iteration (for tests).",

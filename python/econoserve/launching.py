@@ -163,4 +163,8 @@ def init_tokenizer_manager(server_args: Any, port_args: Any) -> Any:
 
     from econoserve.patches.request_intake import EconoTokenizerManager
 
-    return engine.init_tokenizer_manager(server_args, port_args, EconoTokenizerManager)
+    manager, templates = engine.init_tokenizer_manager(
+        server_args, port_args, EconoTokenizerManager
+    )
+    manager.drain_s = RuntimeConfig.from_environment().drain_s
+    return manager, templates

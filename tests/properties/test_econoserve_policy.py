@@ -24,7 +24,7 @@ def assert_drained(policy):
     assert len(policy.books) == 0
 
 
-@settings(max_examples=300)
+@settings(max_examples=180)
 @given(exactly, configs, st.integers(1, 8), st.integers(0, 1), followers)
 def test_exact_predictions_never_fail_an_allocation(requests, config, max_running, lag, world):
     """I1: nobody gives up KVC, be it for a recompute or for host memory.
@@ -58,7 +58,7 @@ def test_exact_allocation_needs_no_machine_that_follows_the_plan(
     assert all(request.preempted == request.moved == 0 for request in requests)
 
 
-@settings(max_examples=300)
+@settings(max_examples=180)
 @given(mispredicted, configs, st.integers(1, 8), st.integers(0, 1), st.integers(0, 99), worlds)
 def test_wrong_predictions_cost_preemptions_but_never_memory_or_progress(
     requests, config, max_running, lag, seed, world

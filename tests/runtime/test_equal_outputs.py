@@ -38,7 +38,6 @@ OTHERS = {
     # Pipelining; prompts alone in a pass, with all that run set aside; KVC moved for urgency.
     "full": {},
     "vllm": {},
-    "sglang": {},
     "fastserve": {"econoserve_host_kvc_gib": 1.0},
 }
 
