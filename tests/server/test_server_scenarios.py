@@ -14,7 +14,7 @@ from typing import Any
 
 import openai
 import pytest
-from live_server import KVC_TOKENS, LiveServer
+from live_server import KVC_TOKENS, LiveServer, wait_until
 from traffic import (
     Planned,
     client_of,
@@ -70,9 +70,9 @@ def assert_sound(grown: dict[str, int]) -> None:
     assert grown["allocation_failures"] == grown["planning_errors"] == 0, grown
 
 
-def load(server: LiveServer) -> dict[str, Any]:
+def used_tokens(server: LiveServer) -> int:
     """What the server tells load balancers."""
-    return server.http.get("/v1/loads").json()["loads"][0]
+    return server.http.get("/v1/loads").json()["loads"][0]["num_used_tokens"]
 
 
 def pace_of(server: LiveServer, plans: list[Planned]) -> float:
@@ -230,23 +230,26 @@ def test_thousand_aborts_mid_stream_leave_nothing(stormy):
 
 def test_health_and_refused_flush_while_requests_are_parked(stormy):
     generator = random.Random(37)
-    plans = [Planned(prompt_ids(generator, 40), 150) for _ in range(20)]
+    plans = [Planned(prompt_ids(generator, 40), 300) for _ in range(20)]
+
+    def wait_until_busy() -> None:
+        # The figures are published every so many iterations, not at each.
+        wait_until(lambda: used_tokens(stormy) > 0, STOP_S, "load figures that show the load")
 
     async def run() -> list[Any]:
         async with client_of(stormy) as client:
             answers = asyncio.create_task(time_each(client, plans, len(plans)))
             await asyncio.to_thread(stormy.wait_for_every_stage)
+            await asyncio.to_thread(wait_until_busy)
             assert (await client.post("/flush_cache")).status_code == 400
             assert (await client.get("/health_generate")).status_code == 200
             assert (await client.get("/health")).status_code == 200
-            used = (await asyncio.to_thread(load, stormy))["num_used_tokens"]
-            assert used > 0, "balancers would think it idle"
             return await answers
 
     assert_served(plans, asyncio.run(run()))
     stormy.assert_drained()
     assert stormy.http.post("/flush_cache").status_code == 200
-    assert load(stormy)["num_used_tokens"] == 0
+    assert used_tokens(stormy) == 0
 
 
 def test_sessions_go_on_though_they_were_parked(stormy):
