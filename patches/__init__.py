@@ -26,6 +26,7 @@ MODULES = (
     "request_intake",
     "retry_after",
     "scheduler_loop",
+    "unpinned_lora",
 )
 """The seams, as module names of this package."""
 

@@ -46,6 +46,7 @@ TARGETS: dict[str, dict[str, str]] = {
         "init_schedule_policy": "91e50a99cc80f8f85aa1e10ad4d022cd64437772a137af4a44f306c72f2715e0",
         "init_invariant_checker": "2a8bca7002092208d6a2c846a837de52884545a867659c6f073a821c0b1eca68",
         "init_load_inquirer": "01d535dfc92a123a33dbf05b9b1d5b594bf0de928464e5b586ecdd7870964ddb",
+        "can_schedule_lora_req": "2d821a0bbdae91c02be9ab540d9b6d623cfc6acb4a9c2ee66f7e082946153df6",
         "run_batch": "4e9bb4d5e649e2f169fcc5d0621a2218d0046acc13d121e6065e41cca40ce495",
     },
     "sglang.srt.managers.scheduler_components.batch_result_processor.SchedulerBatchResultProcessor": {
@@ -313,6 +314,19 @@ class ParkingScheduler(Scheduler):
         if not owners:
             return self.running_batch
         return ScheduleBatch(reqs=[*self.running_batch.reqs, *owners])
+
+    def can_schedule_lora_req(self, req: Req, running_loras: set[str | None]) -> bool:
+        """See upstream; the adapters of parked requests keep their places, so that all can resume.
+
+        Args:
+            req: a waiting request.
+            running_loras: adapters of what runs.
+
+        Returns:
+            Whether its adapter has a place, too.
+        """
+        parked = {other.lora_id for other in self.parked.values()}
+        return super().can_schedule_lora_req(req, running_loras | parked)
 
     def pause_generation(self, recv_req: Any) -> None:
         """See upstream; a pause that retracts takes back parked requests, too.

@@ -139,6 +139,7 @@ def bounds() -> str:
         [
             ("`LEVELS`", econoserve.LEVELS, "levels of urgency whose GTs are tested in vain"),
             ("`TRIES`", filling.TRIES, "prompts tested in vain"),
+            ("`HELD_UP`", filling.HELD_UP, "prompts that wait for something else than KVC"),
             ("`GROUPS`", filling.GROUPS, "groups of prompts looked at"),
             ("`BATCH`", late.BATCH, "late prompts demoted or refused"),
             ("`CELLS`", risk.CELLS, "grid points from the claims' own ends (mode `risk`)"),

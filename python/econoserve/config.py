@@ -206,8 +206,8 @@ HELP = {
     "slots.",
     "nesting": "Policy full: how far promises are shared.",
     "parked_kvc": "Share of the KV cache that prompts may hold while their response does not fit.",
-    "host_kvc_gib": "Host memory for the KV cache of preempted requests, in GiB; 0: they are "
-    "always computed again.",
+    "host_kvc_gib": "Host memory for the KV cache of preempted requests, in GiB for each rank of "
+    "each replica; 0: they are always computed again.",
     "host_gb_per_s": "Speed at which KV cache moves to host memory and back, in GB/s.",
     "window_ms": "Deadlines closer than this count as equally urgent.",
     "best_effort_ms": "Deadline assumed for requests without an SLO, from arrival.",

@@ -10,6 +10,8 @@ import httpx
 from live_server import REQUEST_TIMEOUT_S, LiveServer, wait_until
 from traffic import Planned, prompt_ids, stream_all
 
+from econoserve import demo_model
+
 
 @asynccontextmanager
 async def paused(server: LiveServer, client: httpx.AsyncClient, mode: str) -> AsyncIterator[None]:
@@ -63,10 +65,11 @@ def test_clients_that_leave_while_parked_or_queued_free_their_cache(server):
     asyncio.run(run())
 
 
-def test_pause_that_retracts_takes_the_cache_of_parked_requests_back(server):
+def test_pause_that_retracts_takes_parked_requests_back_and_lets_weights_be_replaced(server):
     generator = random.Random(22)
     plans = [Planned(prompt_ids(generator, 40), 300) for _ in range(20)]
     kept = (0, 1, 2, 3)
+    failures = server.state()["total_allocation_failures"]
 
     async def run() -> list[dict[str, Any]]:
         async with client_of(server) as client:
@@ -80,6 +83,11 @@ def test_pause_that_retracts_takes_the_cache_of_parked_requests_back(server):
                 state = server.state()
                 assert state["parked"] == state["running"] == state["held_tokens"] == 0, state
                 assert state["waiting"] > 0
+                assert state["total_allocation_failures"] == failures
+                # The same weights again: what follows must fit what was generated before.
+                weights = {"model_path": str(demo_model.ensure()), "flush_cache": False}
+                reply = await client.post("/update_weights_from_disk", json=weights)
+                assert reply.json()["success"], reply.text
                 for n in range(len(kept), len(plans)):
                     await client.post("/abort_request", json={"rid": f"p{n}"})
             responses = await asyncio.gather(*clients)

@@ -149,7 +149,6 @@ def test_one_heavy_request_leaves_the_light_ones_their_pace(server):
     assert pace[1] <= 4 * pace[0] + 0.01, pace
 
 
-@pytest.mark.xfail(reason="a prompt under way takes what is left of every pass until it is done")
 def test_short_requests_overtake_a_long_prefill(server):
     generator = random.Random(35)
     long = Planned(prompt_ids(generator, KVC_TOKENS - 300), 4)

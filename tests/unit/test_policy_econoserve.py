@@ -2,6 +2,7 @@
 
 import pytest
 
+from econoserve.core.cost import TfsConfig
 from econoserve.core.kvc import KvcConfig, KvcMode
 from econoserve.core.late import Late
 from econoserve.core.lengths import LengthPrediction
@@ -139,3 +140,40 @@ def test_a_demoted_task_that_gives_up_its_kvc_stays_demoted():
     assert demoted > place
     policy.requeue(task)
     assert policy.books["lost"].place == demoted
+
+
+def prompt(rid: str, tokens: int, slo: Slo | None = None) -> Task:
+    """A task whose response is short."""
+    return Task(rid, 0.0, tokens, LengthPrediction((5,), 1.0, 50), slo or Slo())
+
+
+def midway(slo: Slo, order: Order = Order.URGENCY):
+    """A policy with a TFS of 64 tokens that has computed as many of a prompt of 700."""
+    policy = EconoServe(
+        EconoServeConfig(1024, tfs=TfsConfig(pinned_tokens=64), order=OrderConfig(order))
+    )
+    policy.add(prompt("long", 700, slo))
+    first = policy.plan(View(0.0, 1024, 0, free_rows=9, max_running=9))
+    policy.on_launch(first, Launch(prefilled=(Prefilled("long", 64, 0, False),)))
+    return policy, View(0.0, 1024, 64, free_rows=9, max_running=9)
+
+
+def test_short_prompts_share_the_passes_of_a_long_one():
+    policy, view = midway(Slo())
+    for rid, tokens in (("short", 20), ("longer", 40)):
+        policy.add(prompt(rid, tokens))
+    assert policy.plan(view).prefill == (("long", 44), ("short", 20))
+
+
+def test_a_long_prompt_with_an_slo_shares_only_with_what_is_as_urgent():
+    policy, view = midway(Slo(ttft_s=3.0))
+    policy.add(prompt("short", 20))
+    assert policy.plan(view).prefill == (("long", 64),)
+    policy.add(prompt("urgent", 20, Slo(ttft_s=0.5)))
+    assert policy.plan(view).prefill == (("long", 44), ("urgent", 20))
+
+
+def test_in_strict_order_a_long_prompt_shares_with_nobody():
+    policy, view = midway(Slo(), Order.ARRIVAL)
+    policy.add(prompt("short", 20))
+    assert policy.plan(view).prefill == (("long", 64),)

@@ -205,6 +205,19 @@ class Draft:
         self._prefill.append((state.task.rid, tokens))
         self.free_tokens -= tokens
 
+    def prefill_more(self, state: TaskState, tokens: int) -> None:
+        """Add to the prompt tokens that come first in the forward pass.
+
+        Args:
+            state: the task that ``prefill`` was called for first.
+            tokens: how many more.
+        """
+        rid, planned = self._prefill[0]
+        assert rid == state.task.rid
+        tokens = min(tokens, self.free_tokens)
+        self._prefill[0] = (rid, planned + tokens)
+        self.free_tokens -= tokens
+
     def preempt(self, state: TaskState, how: Preemption) -> None:
         """Take a task's KVC back; its prefix that came from the cache may stay in use.
 

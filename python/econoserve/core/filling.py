@@ -15,6 +15,9 @@ from econoserve.core.types import View
 TRIES = 2
 """Prompts that are tested in vain in one plan; bounds its cost."""
 
+HELD_UP = 16
+"""Prompts in one plan for which something else than KVC is missing, likewise."""
+
 GROUPS = 16
 """Groups of prompts looked at in one plan, likewise."""
 
@@ -44,31 +47,59 @@ class PromptFiller:
     def fill(self, draft: Draft, view: View, tfs_tokens: int) -> None:
         """Plan prompts, first the one that is under way.
 
+        One that goes on beyond this pass leaves up to half of it to prompts that are computed
+        whole, so that short ones need not wait for the end of a long one; unless that has an SLO
+        and they are less urgent, or tasks run strictly in order.
+
         Args:
             draft: the plan so far.
             view: the machine now.
             tfs_tokens: decode and prompt tokens of the forward pass.
         """
         budget = max(tfs_tokens - draft.decoding, tfs_tokens // LEAST_SHARE, 1)
-        for state in self._books.prefilling.values():
-            tokens = min(state.prompt_left_tokens, budget, draft.free_tokens)
-            if tokens > 0:
-                draft.prefill(state, tokens)
-            budget = budget - tokens if tokens == state.prompt_left_tokens else 0
-        misses = 0
+        under_way = next(iter(self._books.prefilling.values()), None)
+        if under_way is None:
+            self._start_waiting(draft, view, budget)
+            return
+        tokens = min(under_way.prompt_left_tokens, budget, draft.free_tokens)
+        if tokens < 1:
+            return
+        if tokens == under_way.prompt_left_tokens:
+            draft.prefill(under_way, tokens)
+            self._start_waiting(draft, view, budget - tokens)
+            return
+        shared = 0 if tokens < budget or self._ordering.strict else tokens // 2
+        draft.prefill(under_way, tokens - shared)
+        if shared:
+            window = self._ordering.last_window_beside(under_way)
+            left = self._start_waiting(draft, view, shared, window)
+            draft.prefill_more(under_way, left)
+
+    def _start_waiting(
+        self, draft: Draft, view: View, budget: int, last_window: float | None = None
+    ) -> int:
+        """Start prompts in order; the tokens of the budget that are left.
+
+        With a ``last_window``, only whole ones, and none of a later window.
+        """
+        whole, misses, held_up = last_window is not None, 0, 0
         for index, (key, group) in enumerate(islice(self._books.waiting.groups(), GROUPS)):
+            if whole and key[0] > last_window:
+                return budget
             for state in from_rank(group, lambda index=index: self._least_rank(index, draft)):
                 if min(budget, draft.rows, draft.free_tokens) < 1 or draft.blocked:
-                    return
+                    return budget
                 if draft.is_out(state):
                     continue
-                tokens = self._start(state, budget, view, draft)
+                startable = view.startable(state.task.rid)
+                tokens = self._start(state, budget, view, draft, whole) if startable else 0
                 budget -= tokens
                 if not tokens:
-                    misses += 1
+                    misses, held_up = misses + startable, held_up + (not startable)
                     draft.blocked = self._ordering.starves(key, view.now_s, self._starvation_s)
-                    if misses == TRIES or self._ordering.strict:
-                        return
+                    if misses == TRIES or held_up == HELD_UP or self._ordering.strict:
+                        return budget
+        return budget
 
     def _least_rank(self, index: int, draft: Draft) -> float:
         """Where to begin in a group: at what fits; in the first, what is cached may help."""
@@ -76,12 +107,12 @@ class PromptFiller:
             return -math.inf
         return self._ordering.rank_of(draft.trial.headroom_tokens)
 
-    def _start(self, state: TaskState, budget: int, view: View, draft: Draft) -> int:
+    def _start(self, state: TaskState, budget: int, view: View, draft: Draft, whole: bool) -> int:
         """Start a waiting prompt if it fits; the tokens of it to compute now, else 0."""
         cached = view.cached_prefix(state.task.rid)
         tokens = state.task.prompt_tokens - cached.tokens
         now_tokens = min(tokens, budget, draft.free_tokens - cached.evictable_tokens)
-        if now_tokens < 1:
+        if now_tokens < (tokens if whole else 1):
             return 0
         prompt = Prompt(tokens, cached.evictable_tokens, now_tokens)
         taken, response = prompt.taken_tokens, state.needed

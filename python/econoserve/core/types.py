@@ -126,6 +126,18 @@ def unknown_release(rid: str) -> int | None:
     return None
 
 
+def always_startable(rid: str) -> bool:
+    """Whether a prompt may start, in a world that holds nothing against any.
+
+    Args:
+        rid: request id, ignored.
+
+    Returns:
+        ``True``.
+    """
+    return True
+
+
 def no_cached_prefix(rid: str) -> CachedPrefix:
     """The prefix cache of a world without one.
 
@@ -152,6 +164,8 @@ class View:
         cached_prefix: what of a waiting prompt is cached; asked only for prompts about to start.
         released: KVC that would be free if a task gave up its own, less than it holds where others
             use its prompt, too; ``None`` where that is not known. Asked only for victims.
+        startable: whether a waiting prompt may start now, whatever its KVC: ``False`` where it
+            needs something else that others hold, such as a place for its LoRA adapter.
     """
 
     now_s: float
@@ -161,6 +175,7 @@ class View:
     max_running: int
     cached_prefix: Callable[[str], CachedPrefix] = no_cached_prefix
     released: Callable[[str], int | None] = unknown_release
+    startable: Callable[[str], bool] = always_startable
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,9 @@ class EconoCpuPlatform(CpuDeviceMixin, SRTPlatform):
         # Upstream fills in the AMX backend for --device cpu before it asks the platform.
         if server_args.attention_backend in (None, "intel_amx"):
             server_args.attention_backend = ATTENTION_BACKEND
+        # Its default has kernels for GPUs only.
+        if server_args.lora_backend == "csgmv":
+            server_args.lora_backend = "torch_native"
         # An idle scheduler would otherwise ask for messages in a loop and keep a core busy.
         server_args.sleep_on_idle = True
 
@@ -62,10 +65,12 @@ class EconoCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def init_backend(self) -> None:
         """Make the attention backend and the operators known, in each process that runs a model."""
+        import econoserve.patches.unpinned_lora
         import econoserve.platform.attention
         import econoserve.platform.operators
 
         econoserve.platform.operators.install(ATTENTION_BACKEND)
+        econoserve.patches.unpinned_lora.install()
 
     def post_load_model(self, model: "torch.nn.Module") -> None:
         """Give a loaded model our linear layers, and this process its number of threads.

@@ -6,6 +6,7 @@ must not decide: what runs next is the policy's, how it runs is SGLang's.
 
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from econoserve.core.types import (
     Preemption,
     Prefilled,
     View,
+    always_startable,
 )
 from econoserve.patches.host_kvc import bytes_per_token
 from econoserve.patches.output_report import ReportingStreamer
@@ -125,7 +127,8 @@ class EconoScheduler(ShapingScheduler):
         record = self.host.records.get(req.rid)
         if record is not None and req.retraction_count > 0:
             record.preemptions += 1
-            if req.rid not in self._preempting:
+            # A pause that retracts is the user's will.
+            if req.rid not in self._preempting and not self._engine_paused:
                 self.host.counters.allocation_failures += 1
         self.host.queue(req, self.now_s)
 
@@ -214,6 +217,7 @@ class EconoScheduler(ShapingScheduler):
             max_running=self.max_running_requests,
             cached_prefix=lambda rid: self._cached_prefix(self.host.records[rid].req),
             released=self._released,
+            startable=self._startable([running_batch, last_batch]),
         )
         if self.config.check_books:
             self._check_books(view, [running_batch, last_batch])
@@ -223,6 +227,19 @@ class EconoScheduler(ShapingScheduler):
             self.feed.planned(time.perf_counter() - started_s)
         self._check_ranks(plan)
         return plan
+
+    def _startable(self, batches: list[ScheduleBatch | None]) -> Callable[[str], bool]:
+        """Whether a waiting request's adapter has a place beside those of what runs."""
+        if not self.enable_lora:
+            return always_startable
+        reqs = [req for batch in batches if batch is not None for req in batch.reqs]
+        reqs += [self.chunked_req] if self.chunked_req else []
+        adapters = {req.lora_id for req in reqs if not req.finished()}
+
+        def startable(rid: str) -> bool:
+            return self.can_schedule_lora_req(self.host.records[rid].req, adapters)
+
+        return startable
 
     def _used_tokens(self) -> int:
         available = self.token_to_kv_pool_allocator.available_size()

@@ -76,8 +76,9 @@ RULES = (
         "several tokenizer workers are not supported: drop --tokenizer-worker-num",
     ),
     Rule(
-        lambda args: args.enable_lora,
-        "LoRA adapters are not supported: drop --enable-lora and --lora-paths",
+        lambda args: args.enable_lora and args.enable_lora_overlap_loading,
+        "an adapter's place must not depend on when its copy ends, which differs between ranks: "
+        "drop --enable-lora-overlap-loading",
     ),
     Rule(
         lambda args: args.enable_hisparse,
