@@ -28,8 +28,10 @@ demo: $(READY) ## start a server on the demo model, send it prompts, show what c
 serve: $(READY) ## the demo's server, kept running until Ctrl-C
 	@$(BIN)/python -m econoserve.demo --keep
 
+# Two at a time, but for the servers, whose tests look at the time.
 test: $(READY) ## all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --ignore=tests/server --numprocesses=2 --dist=loadfile; \
+	others=$$?; $(BIN)/python -m pytest tests/server && exit $$others
 
 lint: $(READY) ## check style and format
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from econoserve import Engine, demo_model
 ADAPTERS = 4
 MOST_PER_BATCH = 3
 RANK = 4
-REQUESTS = 32
+REQUESTS = 20
 
 
 def write_adapter(folder: Path, seed: int) -> Path:
