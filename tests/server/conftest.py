@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from live_server import SHORT_SIGHTED, LiveServer
+from live_server import LiveServer
 
 
 class Holder:
@@ -49,14 +49,6 @@ def holder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Holder]:
 def server(holder: Holder) -> Iterator[LiveServer]:
     """The shared server; after the test it must be alive and hold nothing."""
     server = holder.running()
-    yield server
-    server.assert_drained()
-
-
-@pytest.fixture
-def short_sighted_server(holder: Holder) -> Iterator[LiveServer]:
-    """A server whose predictions are far too short; checked like the other one."""
-    server = holder.running(*SHORT_SIGHTED)
     yield server
     server.assert_drained()
 

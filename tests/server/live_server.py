@@ -35,8 +35,13 @@ FLAGS = (
     *("--log-level-http", "warning", "--sleep-on-idle"),
     *("--econoserve-on-error", "crash", "--constrained-json-disable-any-whitespace"),
 )
-SHORT_SIGHTED = ("--econoserve-rl-quantile", "0.05", "--econoserve-rl-prior", "16")
-"""Flags of a server that expects nearly every answer to be shorter than it is."""
+SHORT_SIGHTED = (
+    *("--econoserve-check-books", "--econoserve-kvc-reserve", "0"),
+    *("--econoserve-rl-prior", "2", "--econoserve-rl-quantile", "0.02"),
+)
+"""Flags of a server without a reserve that takes every answer for far too short at first."""
+METRICS = ("--enable-metrics",)
+"""Flags of a server with Prometheus metrics."""
 HELD = ("claims", "held_tokens", "promised_tokens", "waiting", "prefilling", "ready", "running")
 
 

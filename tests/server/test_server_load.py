@@ -44,18 +44,3 @@ def test_prompt_as_large_as_the_cache_is_served_among_others(server):
     plans = [*mixed(seed=2, count=10), large, *mixed(seed=3, count=10)]
     for plan, answer in zip(plans, stream_all(server, plans), strict=True):
         assert (answer.output_tokens, answer.finish_reason) == (plan.output_tokens, "length")
-
-
-def test_answers_that_outgrow_the_cache_are_preempted_and_completed(short_sighted_server):
-    server = short_sighted_server
-    before = server.state()
-    generator = random.Random(4)
-    plans = [Planned(prompt_ids(generator, 10), 300) for _ in range(4)]
-    answers = stream_all(server, plans)
-    assert [answer.output_tokens for answer in answers] == [300] * 4
-    after = server.state()
-    assert after["total_preempted"] > before["total_preempted"]
-    assert after["total_allocation_failures"] == before["total_allocation_failures"]
-    # What was computed twice reads as if it had been computed once.
-    alone = [stream_all(server, [plan])[0] for plan in plans[2:]]
-    assert answers[2:] == alone

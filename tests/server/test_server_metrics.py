@@ -4,7 +4,7 @@ import random
 import threading
 
 import pytest
-from live_server import KVC_TOKENS, wait_until
+from live_server import KVC_TOKENS, METRICS, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from traffic import prompt_ids
 
@@ -49,9 +49,8 @@ def generate(server, output_tokens, **slo):
     return response.json()["meta_info"]
 
 
-@pytest.mark.parametrize("doomed_server", [("--enable-metrics",)], indirect=True)
-def test_metrics_follow_the_requests(doomed_server):
-    server = doomed_server
+def test_metrics_follow_the_requests(holder):
+    server = holder.running(*METRICS)
     # The health check's own response has been counted when the scheduler answers.
     server.assert_drained()
     fresh = Scrape(server)
@@ -122,4 +121,3 @@ def test_metrics_follow_the_requests(doomed_server):
         return not any(held)
 
     wait_until(is_idle, TIMEOUT_S, "the gauges are zero when nothing is served")
-    assert server.stop() == 0

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from live_server import SHORT_SIGHTED, LiveServer, wait_until
+from live_server import METRICS, LiveServer, wait_until
 
 CLIENTS = 4
 OUTPUT_TOKENS = 220
@@ -29,7 +29,7 @@ def stream(server: LiveServer, number: int, ends: list[Any]) -> None:
 
 @pytest.mark.parametrize(
     ("doomed_server", "how", "expected"),
-    [((), signal.SIGTERM, 0), (SHORT_SIGHTED, signal.SIGINT, 128 + signal.SIGINT)],
+    [((), signal.SIGTERM, 0), (METRICS, signal.SIGINT, 128 + signal.SIGINT)],
     ids=["SIGTERM", "SIGINT"],
     indirect=["doomed_server"],
 )
