@@ -161,22 +161,23 @@ class ParkingScheduler(Scheduler):
         if len(self.waiting_queue) > waiting and self.waiting_queue[-1] is req:
             self.on_queued(req)
 
-    def refuse_waiting(self, rid: str, refusal: Refusal) -> Req | None:
-        """Answer a waiting request with an error.
+    def refuse_waiting(self, refusals: dict[str, Refusal]) -> list[Req]:
+        """Answer waiting requests with errors.
 
         Args:
-            rid: request id; one that does not wait is left alone.
-            refusal: the error.
+            refusals: the error by request id; requests that do not wait are left alone.
 
         Returns:
-            The request, if it waited.
+            Those that waited.
         """
-        req = next((req for req in self.waiting_queue if req.rid == rid), None)
-        if req is not None:
-            self.waiting_queue.remove(req)
+        refused = [req for req in self.waiting_queue if req.rid in refusals]
+        if refused:
+            self.waiting_queue = [req for req in self.waiting_queue if req.rid not in refusals]
+        for req in refused:
+            refusal = refusals[req.rid]
             req.set_finish_with_abort(refusal.message, refusal.status, refusal.kind)
             self.retire_unadmitted_request(req)
-        return req
+        return refused
 
     def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
         """See upstream; every request that ends without a result passes here.

@@ -281,7 +281,8 @@ class PolicyHost:
         Returns:
             Those that have finished and are known; the caller forgets them.
         """
-        finished = []
+        finished: list[Req] = []
+        grown: list[tuple[str, int]] = []
         for req in reqs:
             record = self.records.get(req.rid)
             if record is None or record.req is not req:
@@ -291,14 +292,16 @@ class PolicyHost:
                 record.counted_tokens += produced
                 if record.first_token_s is None:
                     record.first_token_s = now_s
-                with self._tracking():
-                    self._policy.on_tokens(req.rid, produced)
+                grown.append((req.rid, produced))
             if req.finished():
                 self._ended_s.append(now_s)
                 finished.append(req)
                 if feed is not None and not isinstance(req.finished_reason, FINISH_ABORT):
                     feed.finished(record, len(req.output_ids_through_stop), now_s)
                 learn_from(req, self.predictor)
+        with self._tracking():
+            for rid, tokens in grown:
+                self._policy.on_tokens(rid, tokens)
         return finished
 
     def rebuild(self, waiting: list[Req], started: list[Req], chunked: Req | None) -> None:

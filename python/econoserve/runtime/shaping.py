@@ -90,11 +90,14 @@ class ShapingScheduler(ParkingScheduler):
         )
 
     def _refuse_late(self, plan: IterationPlan) -> None:
-        for rid, reason in plan.reject:
-            refusal = Refusal(reason, HTTPStatus.SERVICE_UNAVAILABLE, "SloUnreachable")
-            req = self.refuse_waiting(rid, refusal)
-            if req is not None:
-                self.host.rejected(req)
+        if not plan.reject:
+            return
+        refusals = {
+            rid: Refusal(reason, HTTPStatus.SERVICE_UNAVAILABLE, "SloUnreachable")
+            for rid, reason in plan.reject
+        }
+        for req in self.refuse_waiting(refusals):
+            self.host.rejected(req)
 
     def _preempt(self, plan: IterationPlan, batches: list[ScheduleBatch]) -> None:
         if not plan.preempt:
