@@ -16,7 +16,7 @@ ENTRY_POINTS = {"engine", "launch_server", "launching", "bench_offline_throughpu
 ALLOWED = {
     "core": {"econoserve.core"},
     "policies": {"econoserve.core"},
-    "prediction": {"econoserve.core"},
+    "prediction": {"econoserve.core", "econoserve.prediction"},
 }
 
 

@@ -6,9 +6,12 @@ Owns the recent lengths. It must never be told how long a running request will b
 import math
 from collections import deque
 
+import numpy as np
 from sortedcontainers import SortedList
 
 from econoserve.core.lengths import LengthPrediction
+from econoserve.prediction.predictor import State
+from econoserve.prediction.request import RequestFeatures
 
 QUANTILES = 64
 """Points of the distribution handed to the scheduler; our choice, not the paper's."""
@@ -88,6 +91,30 @@ class QuantilePredictor:
         known = LengthPrediction(self._distribution(), level=0.5, cap_tokens=1 << 30)
         self.observe(known.given(output_tokens))
 
+    def state(self) -> State:
+        """What it has learned.
+
+        Returns:
+            The recent lengths, and what is left of those assumed at first.
+        """
+        return {"recent": np.array(self._recent, int), "assumed": np.array(self._assumed, int)}
+
+    def restore(self, state: State) -> None:
+        """Take over what another one has learned.
+
+        Args:
+            state: from ``state``.
+
+        Raises:
+            ValueError, KeyError: it is not such a state.
+        """
+        recent, assumed = state["recent"].tolist()[-self.window :], state["assumed"].tolist()
+        if min((*recent, *assumed), default=0) < 1:
+            raise ValueError("lengths are missing or below 1")
+        self._recent, self._assumed = deque(recent), deque(assumed)
+        self._sorted = SortedList((*recent, *assumed))
+        self._quantiles = None
+
     def _distribution(self) -> tuple[int, ...]:
         if self._quantiles is None:
             count = len(self._sorted)
@@ -96,3 +123,34 @@ class QuantilePredictor:
                 self._sorted[(point + 1) * count // points - 1] for point in range(points)
             )
         return self._quantiles
+
+
+class GlobalQuantiles:
+    """The predictor ``quantile``: all requests are alike.
+
+    Args:
+        level: see ``QuantilePredictor``.
+        prior_tokens: see there.
+    """
+
+    def __init__(self, level: float, prior_tokens: int = 256) -> None:
+        self._lengths = QuantilePredictor(level, prior_tokens=prior_tokens)
+
+    def predict(self, features: RequestFeatures) -> LengthPrediction:
+        """See ``Predictor.predict``."""
+        return self._lengths.predict(features.cap_tokens)
+
+    def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
+        """See ``Predictor.observe``."""
+        if ended:
+            self._lengths.observe(output_tokens)
+        else:
+            self._lengths.observe_cut(output_tokens)
+
+    def state(self) -> State:
+        """See ``Predictor.state``."""
+        return self._lengths.state()
+
+    def restore(self, state: State) -> None:
+        """See ``Predictor.restore``."""
+        self._lengths.restore(state)

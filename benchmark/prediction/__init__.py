@@ -1,0 +1,1 @@
+"""How good length predictions are, and what they do to scheduling."""

@@ -1,0 +1,84 @@
+"""Keeps a predictor's failures from requests: what raises or makes no sense is replaced.
+
+Owns the replacement, which learns all along, and the count of its uses.
+"""
+
+import logging
+
+from econoserve.core.lengths import LengthPrediction
+from econoserve.prediction.predictor import Predictor, State
+from econoserve.prediction.quantile import GlobalQuantiles
+from econoserve.prediction.request import RequestFeatures
+
+logger = logging.getLogger(__name__)
+
+LONGEST_TOKENS = 1 << 32
+"""Beyond this, a predicted length makes no sense."""
+
+
+class Guarded:
+    """A predictor that is replaced by ``quantile`` where it fails.
+
+    Attributes:
+        inner: the predictor.
+        fallbacks: calls in which it failed.
+
+    Args:
+        inner: the predictor.
+        fallback: takes its place.
+    """
+
+    def __init__(self, inner: Predictor, fallback: GlobalQuantiles) -> None:
+        self.inner = inner
+        self.fallbacks = 0
+        self._fallback = fallback
+
+    def predict(self, features: RequestFeatures) -> LengthPrediction:
+        """See ``Predictor.predict``; it never raises."""
+        try:
+            told = self.inner.predict(features)
+            problem = _problem(told, features)
+        except Exception as error:
+            problem = repr(error)
+        if problem is None:
+            return told
+        self._failed(problem)
+        return self._fallback.predict(features)
+
+    def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
+        """See ``Predictor.observe``; it never raises."""
+        self._fallback.observe(features, output_tokens, ended)
+        try:
+            self.inner.observe(features, output_tokens, ended)
+        except Exception as error:
+            self._failed(repr(error))
+
+    def state(self) -> State:
+        """See ``Predictor.state``."""
+        fallback = {f"fallback_{k}": v for k, v in self._fallback.state().items()}
+        return {**self.inner.state(), **fallback}
+
+    def restore(self, state: State) -> None:
+        """See ``Predictor.restore``."""
+        own = {k.removeprefix("fallback_"): v for k, v in state.items() if k[:9] == "fallback_"}
+        self.inner.restore(state)
+        self._fallback.restore(own)
+
+    def _failed(self, problem: str) -> None:
+        self.fallbacks += 1
+        if self.fallbacks == 1:
+            logger.error("The length predictor failed, recent lengths are used: %s", problem)
+
+
+def _problem(told: object, features: RequestFeatures) -> str | None:
+    """What is wrong with a prediction, if anything."""
+    if not isinstance(told, LengthPrediction):
+        return f"predicted {told!r}, not a LengthPrediction"
+    known = told.quantiles_tokens
+    if told.cap_tokens != features.cap_tokens:
+        return f"cap_tokens={told.cap_tokens}, not the request's {features.cap_tokens}"
+    if not known or type(known[0]) is not int or type(known[-1]) is not int:
+        return f"quantiles_tokens={known!r}, not whole numbers"
+    if known[-1] > LONGEST_TOKENS:
+        return f"a length of {known[-1]}"
+    return None

@@ -1,0 +1,72 @@
+"""What a predictor knows, in a file, so that a restart does not begin anew.
+
+Owns the file's format: numpy's ``npz`` without pickled objects. It must not know any predictor.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from econoserve.prediction.predictor import Predictor
+
+VERSION = 1
+
+
+class PredictorStateError(ValueError):
+    """A file that holds no usable state; its message says what to do."""
+
+
+def save(predictor: Predictor, name: str, path: Path) -> None:
+    """Write a predictor's state; whoever reads the file sees the old or the new one.
+
+    Args:
+        predictor: whose state.
+        name: of the predictor, as on the command line.
+        path: the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    state = predictor.state()
+    arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
+    plain = {key: value for key, value in state.items() if key not in arrays}
+    header = json.dumps({"version": VERSION, "predictor": name, "plain": plain})
+    new = path.with_name(path.name + ".new")
+    with new.open("wb") as file:
+        np.savez_compressed(file, header=np.array(header), **arrays)
+    new.replace(path)
+
+
+def load(predictor: Predictor, name: str, path: Path) -> None:
+    """Read a predictor's state.
+
+    Args:
+        predictor: a new one; it takes the state over.
+        name: of the predictor, as on the command line.
+        path: the file.
+
+    Raises:
+        PredictorStateError: the file is broken, or another predictor's.
+        OSError: it cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            state = {key: file[key] for key in file.files if key != "header"}
+        if header["version"] != VERSION:
+            raise ValueError(f"it has version {header['version']}, not {VERSION}")
+        if header["predictor"] != name:
+            raise ValueError(f"it is of the predictor {header['predictor']!r}, not {name!r}")
+        predictor.restore(state | header["plain"])
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError) as error:
+        raise _refusal(path, error) from error
+    except zipfile.BadZipFile as error:
+        raise _refusal(path, error) from error
+
+
+def _refusal(path: Path, error: Exception) -> PredictorStateError:
+    return PredictorStateError(
+        f"{path} holds no usable predictor state ({error}): delete it, or name another file"
+    )

@@ -1,0 +1,108 @@
+"""Who gave how much to an experience that several users share.
+
+Owns the bound on what one user can do to the others: of what they share, nobody gives more than
+the equal share of those who gave, and experience that is only others' is believed as far as many
+of them agree.
+"""
+
+SLOTS = 16
+"""Users told apart in one experience; where more give, the rarest are taken for one."""
+
+SHARE = 1 / SLOTS
+"""How far a single other user is believed where one has given nothing oneself."""
+
+ALONE = 64.0
+"""Weight that a user who was alone keeps when a second one comes."""
+
+MEMORY = 2000.0
+"""Weight at which all is halved, so that who no longer comes is forgotten."""
+
+
+class Shares:
+    """The weight that each user has in one experience.
+
+    Args:
+        user: the first who gives.
+        given: what that one gave.
+    """
+
+    __slots__ = ("_given", "_total")
+
+    def __init__(self, user: int, given: float) -> None:
+        self._given = {user: given}
+        self._total = given
+
+    def weight(self, user: int) -> float:
+        """How much the next observation of a user counts; it is noted as given.
+
+        Args:
+            user: who gives it.
+
+        Returns:
+            From 0 to 1.
+        """
+        given = self._given
+        if user not in given and len(given) == SLOTS:
+            # As in the Space-Saving sketch: a newcomer may have given what the rarest has, so
+            # nobody's share is ever counted too low.
+            rarest = min(given, key=given.__getitem__)
+            given[user] = given.pop(rarest)
+        weight = self.voice(user)
+        given[user] = given.get(user, 0.0) + weight
+        self._total += weight
+        if self._total > MEMORY:
+            self._given = {name: mass / 2 for name, mass in given.items() if mass > 0.25}
+            self._total = sum(self._given.values())
+        return weight
+
+    def voice(self, user: int) -> float:
+        """How much an observation of a user would count now.
+
+        Args:
+            user: who would give it.
+
+        Returns:
+            From 0 to 1: less, the more this one gave compared with the others' mean.
+        """
+        mine = self._given.get(user)
+        others = len(self._given) - 1
+        if not mine or not others:
+            return 1.0
+        rest = self._total - mine
+        return 1.0 if rest >= others * mine else rest / (others * mine)
+
+    def trust(self, user: int) -> float:
+        """How far this experience may be believed for a user.
+
+        Args:
+            user: for whom something is predicted.
+
+        Returns:
+            1 for who gave to it; for others less, the more of it is one user's.
+        """
+        if user in self._given:
+            return 1.0
+        return min(1.0, SHARE * self._total / max(self._given.values()))
+
+    def items(self) -> list[tuple[int, float]]:
+        """Users and what they gave.
+
+        Returns:
+            Pairs, in the order in which they came.
+        """
+        return list(self._given.items())
+
+    @classmethod
+    def of(cls, items: list[tuple[int, float]]) -> "Shares":
+        """Shares as they were.
+
+        Args:
+            items: from ``items``, at least one.
+
+        Returns:
+            The shares.
+        """
+        shares = cls(*items[0])
+        shares._given = {user: given for user, given in items}
+        shares._total = sum(shares._given.values())
+        return shares
