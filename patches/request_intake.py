@@ -24,12 +24,15 @@ from sglang.srt.managers.tokenizer_manager import ReqState, TokenizerManager
 
 from econoserve.patches.output_report import REPORT_KEY
 from econoserve.patches.retry_after import answer_with, can_answer, refusal_of
-from econoserve.slo import attach_slo, complete_report
+from econoserve.slo import attach_fields, complete_report
 
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """Time between two looks at what is left to do before the server ends."""
+
+DROPPED_FIELDS = ("service_tier", "user")
+"""Fields of OpenAI's requests that SGLang does not hand on."""
 
 ABORT_S = 2.0
 """Time for aborts to be answered then."""
@@ -50,15 +53,17 @@ TARGETS: dict[str, dict[str, str]] = {
 }
 
 
-async def _service_tier_of(request: Any) -> Any:
-    """OpenAI's ``service_tier`` of an HTTP request; upstream's request classes drop it."""
+async def _dropped_fields_of(request: Any) -> dict[str, Any]:
+    """OpenAI's ``service_tier`` and ``user`` of an HTTP request, which upstream drops."""
     if not isinstance(request, Request) or "json" not in request.headers.get("content-type", ""):
-        return None
+        return {}
     # Both are cached: the endpoint has read them.
-    if b"service_tier" not in await request.body():
-        return None
+    text = await request.body()
+    if not any(f'"{name}"'.encode() in text for name in DROPPED_FIELDS):
+        return {}
     body = await request.json()
-    return body.get("service_tier") if isinstance(body, dict) else None
+    found = body if isinstance(body, dict) else {}
+    return {name: found[name] for name in DROPPED_FIELDS if name in found}
 
 
 def _raise_refusal(output: Any, alone: bool, request: Any) -> None:
@@ -116,8 +121,8 @@ class EconoTokenizerManager(TokenizerManager):
 
         Args:
             obj: the request.
-            request: the HTTP request it came with, if any; its SLO headers and its
-                ``service_tier`` are read.
+            request: the HTTP request it came with, if any; its SLO headers, its
+                ``service_tier`` and its ``user`` are read.
 
         Yields:
             Outputs as upstream.
@@ -130,8 +135,8 @@ class EconoTokenizerManager(TokenizerManager):
         """
         if isinstance(obj, GenerateReqInput):
             headers = request.headers if request is not None else {}
-            tier = await _service_tier_of(request)
-            obj.sampling_params = attach_slo(obj.sampling_params, headers, tier)
+            dropped = await _dropped_fields_of(request)
+            obj.sampling_params = attach_fields(obj.sampling_params, headers, **dropped)
         started = False
         try:
             # Closed at once when a refusal is raised, so that the other prompts are aborted.

@@ -17,6 +17,7 @@ from enum import Enum
 from econoserve.core.late import Late
 from econoserve.core.nested import Nesting
 from econoserve.policies import POLICIES
+from econoserve.prediction.registry import DEFAULT, PREDICTORS
 from econoserve.slo import read_classes
 
 ARM_VARIABLE = "ECONOSERVE"
@@ -35,12 +36,16 @@ class OnError(Enum):
 
 CHOICES = {
     "policy": tuple(POLICIES),
+    "predictor": tuple(PREDICTORS),
     "length_order": ("longer", "shorter"),
     "late": tuple(choice.value for choice in Late),
     "nesting": tuple(choice.value for choice in Nesting),
     "on_error": tuple(choice.value for choice in OnError),
 }
 """What settings that are words may be."""
+
+TEXTS = ("predictor_state",)
+"""Settings that are any words."""
 
 SHARES = {"kvc_reserve": False, "parked_kvc": True, "lost_damage": True}
 """Settings that are shares, and whether the whole is one."""
@@ -83,6 +88,8 @@ class RuntimeConfig:
     tfs: int | None = None
     tfs_least: int = 128
     tfs_saturation: float = 0.9
+    predictor: str = DEFAULT
+    predictor_state: str | None = None
     rl_quantile: float = 0.5
     rl_prior: int = 256
     kvc_reserve: float = 0.02
@@ -193,6 +200,9 @@ HELP = {
     "tfs_least": "Least TFS that is learned, where a chunk is not smaller.",
     "tfs_saturation": "A learned TFS reaches this share of the tokens per second of ever larger "
     "passes.",
+    "predictor": "What predicts response lengths.",
+    "predictor_state": "File that keeps what the predictor has learned, over restarts; each of "
+    "several replicas adds its number.",
     "rl_quantile": "Quantile of recent response lengths taken for a request's where one figure "
     "is needed: in deadlines and reports.",
     "rl_prior": "Mean response length in tokens assumed until responses have ended.",
@@ -245,6 +255,12 @@ def flag_of(name: str) -> str:
     return "--econoserve-" + name.replace("_", "-")
 
 
+def _type_of(name: str) -> type:
+    if name in WHOLE:
+        return int
+    return str if name in CHOICES or name in TEXTS else float
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add every ``--econoserve-*`` flag to a parser.
 
@@ -273,7 +289,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             flag_of(field.name),
             dest=destination,
-            type=int if field.name in WHOLE else str if field.name in CHOICES else float,
+            type=_type_of(field.name),
             choices=CHOICES.get(field.name),
             default=field.default,
             help=(HELP[field.name] + default).replace("%", "%%"),

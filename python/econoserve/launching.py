@@ -130,9 +130,15 @@ def ensure_supported(server_args: Any, config: RuntimeConfig) -> None:
     """
     from sglang.srt.arg_groups.overrides import resolving_view
 
+    from econoserve.runtime.learning import check_state
+
     check_release(config.allow_untested)
     server_args.resolve_once()
     check_arguments(resolving_view(server_args))
+    try:
+        check_state(config, server_args.dp_size)
+    except ValueError as error:
+        raise Unsupported(str(error)) from error
 
 
 def refuse(program: str, error: Unsupported) -> None:

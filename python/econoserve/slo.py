@@ -62,6 +62,7 @@ READERS: dict[str, Callable[[str, Any], Any]] = {
     "expected_tokens": _tokens,
     "slo_class": _name,
     "service_tier": _name,
+    "user": _name,
 }
 """What checks each field of ``custom_params["econoserve"]``."""
 
@@ -143,13 +144,16 @@ def read_classes(texts: Iterable[str]) -> dict[str, dict[str, float]]:
     return classes
 
 
-def attach_slo(sampling_params: Any, headers: Mapping[str, str], service_tier: Any = None) -> Any:
-    """Check what a request says about its SLO and leave it where the scheduler finds it.
+def attach_fields(
+    sampling_params: Any, headers: Mapping[str, str], service_tier: Any = None, user: Any = None
+) -> Any:
+    """Check what a request says to the scheduler and leave it where that finds it.
 
     Args:
         sampling_params: SGLang's sampling parameters: a dict, one dict per prompt, or ``None``.
         headers: HTTP headers; a header wins over the body's field of that name.
         service_tier: OpenAI's field of that name in the request's body.
+        user: likewise.
 
     Returns:
         The sampling parameters, copied where something had to be added.
@@ -158,6 +162,9 @@ def attach_slo(sampling_params: Any, headers: Mapping[str, str], service_tier: A
         ValueError: a value is out of range, or a field or an ``x-slo-`` header is unknown.
     """
     named = {} if service_tier is None else {"service_tier": _name("service_tier", service_tier)}
+    # Any server takes an empty one.
+    if user:
+        named["user"] = _name("user", user)
     return _attach(sampling_params, named, read_headers(headers))
 
 
@@ -235,6 +242,21 @@ def expected_tokens_of(custom_params: Any) -> int | None:
         ValueError: a field is unknown, or a value is out of range.
     """
     return _fields_of(custom_params).get("expected_tokens")
+
+
+def user_of(custom_params: Any) -> str:
+    """Whom a request comes from.
+
+    Args:
+        custom_params: the request's ``custom_params``.
+
+    Returns:
+        The ``user`` that it states, empty without one.
+
+    Raises:
+        ValueError: a field is unknown, or a value is out of range.
+    """
+    return _fields_of(custom_params).get("user", "")
 
 
 def complete_report(

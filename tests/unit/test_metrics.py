@@ -223,6 +223,14 @@ def test_slo_outcomes_are_counted_by_class_and_objective(observed):
     assert slo(observed, "default") == {}, "no SLO, no verdict"
 
 
+def test_the_predictor_is_watched():
+    observed = Observed(LABELS)
+    observed.metrics.predictions(0.875, 2)
+    observed.metrics.predictions(0.9, 1)
+    assert observed.value("prediction_coverage_90") == 0.9
+    assert observed.value("prediction_fallbacks_total") == 3
+
+
 def test_no_labels_are_fine():
     observed = Observed({})
     observed.metrics.state(STATE)

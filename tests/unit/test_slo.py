@@ -4,7 +4,7 @@ import pytest
 
 from econoserve.core.types import Slo
 from econoserve.slo import (
-    attach_slo,
+    attach_fields,
     complete_report,
     expected_tokens_of,
     read_classes,
@@ -22,69 +22,69 @@ def custom(**fields):
 
 def test_body_and_header_arrive_and_the_header_wins():
     params = {"custom_params": {"econoserve": {"ttft_ms": 500, "e2e_ms": 4000}, "other": 1}}
-    attached = attach_slo(params, {"x-slo-ttft-ms": "250"})
+    attached = attach_fields(params, {"x-slo-ttft-ms": "250"})
     assert attached["custom_params"]["other"] == 1
     assert resolve_slo(attached["custom_params"], {})[1] == Slo(ttft_s=0.25, e2e_s=4.0)
     assert params["custom_params"]["econoserve"]["ttft_ms"] == 500
 
 
 def test_each_prompt_of_a_batch_gets_the_headers():
-    attached = attach_slo([{"temperature": 0}, {}], {"x-slo-tpot-ms": "20"})
+    attached = attach_fields([{"temperature": 0}, {}], {"x-slo-tpot-ms": "20"})
     assert [resolve_slo(one["custom_params"], {})[1] for one in attached] == [Slo(tpot_s=0.02)] * 2
 
 
 def test_without_an_slo_nothing_is_touched():
-    assert attach_slo(None, {}) is None
+    assert attach_fields(None, {}) is None
     params = {"custom_params": {"mine": 1}}
-    assert attach_slo(params, {}) is params
+    assert attach_fields(params, {}) is params
     assert resolve_slo({"mine": 1}, {})[1] == Slo()
 
 
 @pytest.mark.parametrize("value", [-5, 0, "abc", float("nan"), float("inf"), True, [1]])
 def test_a_bad_value_is_refused_with_field_value_and_fix(value):
     with pytest.raises(ValueError, match=r"econoserve\.ttft_ms=.*positive number of milliseconds"):
-        attach_slo({"custom_params": {"econoserve": {"ttft_ms": value}}}, {})
+        attach_fields({"custom_params": {"econoserve": {"ttft_ms": value}}}, {})
 
 
 def test_a_bad_header_is_refused_by_its_name():
     with pytest.raises(ValueError, match="x-slo-e2e-ms='-1'"):
-        attach_slo({}, {"x-slo-e2e-ms": "-1"})
+        attach_fields({}, {"x-slo-e2e-ms": "-1"})
 
 
 def test_an_unknown_header_is_refused_with_the_known_ones():
     known = "x-slo-ttft-ms, x-slo-tpot-ms, x-slo-e2e-ms, x-slo-class"
     with pytest.raises(ValueError, match=f"x-slo-itl-ms: unknown header, give any of {known}"):
-        attach_slo({}, {"host": "here", "x-slo-itl-ms": "5"})
+        attach_fields({}, {"host": "here", "x-slo-itl-ms": "5"})
 
 
 def test_the_class_travels_by_header_body_and_tier():
     params = {"custom_params": custom(slo_class="flex", service_tier="flex")}
-    attached = attach_slo(params, {"x-slo-class": "priority"}, "priority")
+    attached = attach_fields(params, {"x-slo-class": "priority"}, "priority")
     assert attached["custom_params"] == custom(slo_class="priority", service_tier="flex")
-    attached = attach_slo([{}, None], {}, "priority")
+    attached = attach_fields([{}, None], {}, "priority")
     assert [one["custom_params"] for one in attached] == [custom(service_tier="priority")] * 2
 
 
 @pytest.mark.parametrize("value", ["", 5, ["priority"], {}])
 def test_a_class_is_a_name(value):
     with pytest.raises(ValueError, match=r"service_tier=.*: give a name"):
-        attach_slo({}, {}, value)
+        attach_fields({}, {}, value)
     for field in ("slo_class", "service_tier"):
         with pytest.raises(ValueError, match=rf"econoserve\.{field}=.*: give a name"):
-            attach_slo({"custom_params": custom(**{field: value})}, {})
+            attach_fields({"custom_params": custom(**{field: value})}, {})
 
 
 def test_an_empty_class_header_is_refused():
     with pytest.raises(ValueError, match="x-slo-class='': give a name"):
-        attach_slo({}, {"x-slo-class": ""})
+        attach_fields({}, {"x-slo-class": ""})
 
 
 def test_what_has_to_be_sent_needs_an_object_to_send_it_with():
-    assert attach_slo({"custom_params": [1]}, {}) == {"custom_params": [1]}
+    assert attach_fields({"custom_params": [1]}, {}) == {"custom_params": [1]}
     with pytest.raises(ValueError, match="give an object to send service_tier with"):
-        attach_slo({"custom_params": [1]}, {}, "flex")
+        attach_fields({"custom_params": [1]}, {}, "flex")
     with pytest.raises(ValueError, match="give an object to send ttft_ms with"):
-        attach_slo({"custom_params": [1]}, {"x-slo-ttft-ms": "5"})
+        attach_fields({"custom_params": [1]}, {"x-slo-ttft-ms": "5"})
 
 
 @pytest.mark.parametrize(
@@ -139,13 +139,13 @@ def test_the_expected_length_arrives():
 @pytest.mark.parametrize("value", [0, -1, 1.5, "200", True, [1]])
 def test_an_expected_length_is_a_positive_whole_number(value):
     with pytest.raises(ValueError, match=r"econoserve\.expected_tokens=.*positive whole number"):
-        attach_slo({"custom_params": custom(expected_tokens=value)}, {})
+        attach_fields({"custom_params": custom(expected_tokens=value)}, {})
 
 
 @pytest.mark.parametrize("fields", [{"deadline": 3}, 17])
 def test_unknown_fields_are_refused(fields):
     with pytest.raises(ValueError, match="ttft_ms, tpot_ms, e2e_ms"):
-        attach_slo({"custom_params": {"econoserve": fields}}, {})
+        attach_fields({"custom_params": {"econoserve": fields}}, {})
 
 
 @pytest.mark.parametrize(

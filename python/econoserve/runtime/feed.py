@@ -28,6 +28,7 @@ class MetricsFeed:
         self._metrics = metrics
         self._counters = counters
         self._known = asdict(counters)
+        self._fallbacks = 0
         self._next_s = 0.0
         self.idle = False
 
@@ -71,6 +72,9 @@ class MetricsFeed:
         """
         self._next_s = now_s + PERIOD_S
         self._metrics.state(state)
+        fallbacks = int(state["total_prediction_fallbacks"])
+        self._metrics.predictions(state["prediction_coverage_90"], fallbacks - self._fallbacks)
+        self._fallbacks = fallbacks
         totals = asdict(self._counters)
         new = {name: total - self._known[name] for name, total in totals.items()}
         self._known = totals
@@ -104,4 +108,4 @@ class MetricsFeed:
         }
         limits = {"ttft": record.slo.ttft_s, "tpot": record.slo.tpot_s, "e2e": record.slo.e2e_s}
         met = {name: seen[name] <= limit for name, limit in limits.items() if limit is not None}
-        self._metrics.finished(record.predicted_tokens, output_tokens, record.slo_class, met)
+        self._metrics.finished(record.prediction.tokens, output_tokens, record.slo_class, met)

@@ -6,7 +6,6 @@ no batches; what it answers is carried out by ``EconoScheduler``.
 
 import logging
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,7 +17,6 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req
 
 from econoserve.config import OnError, RuntimeConfig
 from econoserve.core.cost import IterationWork
-from econoserve.core.lengths import LengthPrediction
 from econoserve.core.types import (
     IterationPlan,
     Launch,
@@ -30,16 +28,13 @@ from econoserve.core.types import (
 )
 from econoserve.patches.scheduler_loop import Refusal
 from econoserve.policies.econoserve import EconoServe
-from econoserve.prediction.quantile import QuantilePredictor
 from econoserve.runtime.books import assert_true_books
 from econoserve.runtime.building import Machine, build_policy
 from econoserve.runtime.feed import MetricsFeed
-from econoserve.runtime.requests import Records, learn_from
+from econoserve.runtime.learning import Learner
+from econoserve.runtime.requests import Pace, Record, Records
 
 logger = logging.getLogger(__name__)
-
-RATE_WINDOW = 64
-"""Requests that ended last, by which the rate of service is known."""
 
 
 class PolicyHost:
@@ -48,18 +43,21 @@ class PolicyHost:
     Args:
         config: the user's settings.
         machine: the engine.
+        learner: predicts response lengths; by default one that keeps nothing.
     """
 
-    def __init__(self, config: RuntimeConfig, machine: Machine) -> None:
+    def __init__(
+        self, config: RuntimeConfig, machine: Machine, learner: Learner | None = None
+    ) -> None:
         self.records = Records(config.slo_class)
         self.counters = self.records.counters
-        self.predictor = QuantilePredictor(config.rl_quantile, prior_tokens=config.rl_prior)
+        self.learner = learner or Learner(config)
         self._config = config
         self._machine = machine
         self._policy = build_policy(config, machine)
         self._works: dict[int, IterationWork] = {}
         self._launches = 0
-        self._ended_s: deque[float] = deque(maxlen=RATE_WINDOW)
+        self._pace = Pace()
         self._lost_track = False
 
     def refusal(self, req: Req, now_s: float) -> Refusal | None:
@@ -72,14 +70,13 @@ class PolicyHost:
         Returns:
             The reason, or ``None``.
         """
-        capacity_tokens = self._machine.capacity_tokens
         if req.beam_group is not None:
             return Refusal("beam_width: beam search is not supported, set it to 1")
         if req.rid in self.records:
             return Refusal(f"rid={req.rid!r} is being served already: give each request its own")
         prompt_tokens = len(req.origin_input_ids)
-        if prompt_tokens + 1 > capacity_tokens:
-            return Refusal(str(NeverFits.of(prompt_tokens, capacity_tokens)))
+        if prompt_tokens + 1 > self._machine.capacity_tokens:
+            return Refusal(str(NeverFits.of(prompt_tokens, self._machine.capacity_tokens)))
         if self._queue_is_full(req):
             return Refusal(
                 f"{self._config.max_queue} requests wait already (--econoserve-max-queue): try "
@@ -88,7 +85,7 @@ class PolicyHost:
                 "RateLimitError",
             )
         try:
-            self.records.open(req, now_s, self._predict(req))
+            self._open(req, now_s)
         except ValueError as error:
             return Refusal(str(error))
         return None
@@ -105,7 +102,7 @@ class PolicyHost:
         self.counters.refused_too_large += too_large
 
     def retry_after_s(self, now_s: float) -> float:
-        """When a request that is refused now might be served: half of the queue later.
+        """When a request that is refused now might be served.
 
         Args:
             now_s: the time.
@@ -113,10 +110,7 @@ class PolicyHost:
         Returns:
             Seconds, from 1 to 60.
         """
-        if len(self._ended_s) < 2 or now_s <= self._ended_s[0]:
-            return 1.0
-        rate_per_s = len(self._ended_s) / (now_s - self._ended_s[0])
-        return float(min(max(math.ceil(len(self._policy.books.waiting) / 2 / rate_per_s), 1), 60))
+        return self._pace.retry_after_s(len(self._policy.books.waiting), now_s)
 
     def report(self, req: Req, now_s: float) -> dict[str, Any]:
         """What to tell the sender of a request that has ended.
@@ -180,8 +174,11 @@ class PolicyHost:
             req: the request.
             now_s: the time.
         """
-        prediction = self._predict(req)
-        self.records.open(req, now_s, prediction)
+        record = self.records.get(req.rid) or self._open(req, now_s)
+        prediction = record.prediction
+        if req.output_ids:
+            prediction = self.learner.predict(record.features)
+        record.counted_tokens = len(req.output_ids)
         with self._tracking():
             self._policy.requeue(self.records.task(req, prediction))
 
@@ -294,11 +291,11 @@ class PolicyHost:
                     record.first_token_s = now_s
                 grown.append((req.rid, produced))
             if req.finished():
-                self._ended_s.append(now_s)
+                self._pace.ended_s.append(now_s)
                 finished.append(req)
                 if feed is not None and not isinstance(req.finished_reason, FINISH_ABORT):
                     feed.finished(record, len(req.output_ids_through_stop), now_s)
-                learn_from(req, self.predictor)
+                self.learner.learn(req, record.features)
         with self._tracking():
             for rid, tokens in grown:
                 self._policy.on_tokens(rid, tokens)
@@ -322,7 +319,8 @@ class PolicyHost:
         with self._tracking():
             for req in (*waiting, *holders):
                 if req.rid in self.records:
-                    self._policy.add(self.records.task(req, self._predict(req)))
+                    prediction = self.learner.predict(self.records[req.rid].features)
+                    self._policy.add(self.records.task(req, prediction))
             parts = tuple(
                 Prefilled(req.rid, req.kv.kv_committed_len, 0, req is not chunked)
                 for req in holders
@@ -359,6 +357,8 @@ class PolicyHost:
             "running": len(books.running),
             "hosted_tokens": getattr(ledger, "hosted_tokens", 0),
             "tfs_tokens": self.tfs_tokens(),
+            "prediction_coverage_90": round(self.learner.predictor.inner.coverage(0.9), 4),
+            "total_prediction_fallbacks": self.learner.predictor.fallbacks,
             **{f"total_{name}": value for name, value in asdict(self.counters).items()},
         }
 
@@ -368,12 +368,13 @@ class PolicyHost:
         Returns:
             Tokens; ``None`` where the policy has none.
         """
-        if isinstance(self._policy, EconoServe):
-            return self._policy.tfs_tokens(len(self._policy.books.running), math.inf)
-        return None
+        if not isinstance(self._policy, EconoServe):
+            return None
+        return self._policy.tfs_tokens(len(self._policy.books.running), math.inf)
 
-    def _predict(self, req: Req) -> LengthPrediction:
-        return self.predictor.predict(req.sampling_params.max_new_tokens)
+    def _open(self, req: Req, now_s: float) -> Record:
+        features = self.learner.features(req)
+        return self.records.open(req, now_s, features, self.learner.predict(features))
 
     def _readable_state(self) -> object:
         try:

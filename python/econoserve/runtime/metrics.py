@@ -88,6 +88,12 @@ class Metrics:
         )
         self._tfs = self._bind(self._gauge("tfs_tokens", "Target forward size."))
         self._tfs_tokens = -1
+        self._coverage = self._bind(
+            self._gauge(
+                "prediction_coverage_90",
+                "Share of the last responses no longer than predicted with probability 0.9.",
+            )
+        )
 
     def _make_counters(self) -> None:
         def plain(name: str, meaning: str) -> Any:
@@ -105,6 +111,9 @@ class Metrics:
         self._planning_errors = plain("planning_errors_total", "Plans that raised.")
         self._divergences = plain(
             "rank_divergences_total", "Checks in which ranks had planned differently."
+        )
+        self._fallbacks = plain(
+            "prediction_fallbacks_total", "Calls in which the length predictor failed."
         )
         self._predicted = plain(
             "predicted_tokens_total", "Response lengths of finished requests, as predicted."
@@ -159,6 +168,16 @@ class Metrics:
         for key, gauge in self._gauges.items():
             gauge.set(values[key])
         self._useful.set(values["used_tokens"] / values["capacity_tokens"])
+
+    def predictions(self, coverage_90: float, new_fallbacks: int) -> None:
+        """Show how the length predictor does.
+
+        Args:
+            coverage_90: share of recent lengths not above the 0.9 quantile.
+            new_fallbacks: failures since the last call.
+        """
+        self._coverage.set(coverage_90)
+        self._fallbacks.inc(new_fallbacks)
 
     def preempted(self, kind: str, count: int = 1) -> None:
         """Requests left the batch by plan.

@@ -3,16 +3,21 @@
 Owns the records of live requests and the counters. It must not decide anything.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
+from sglang.srt.managers.schedule_batch import Req
 
 from econoserve.core.lengths import LengthPrediction
 from econoserve.core.types import Slo, Task
-from econoserve.prediction.quantile import QuantilePredictor
+from econoserve.prediction.request import RequestFeatures
 from econoserve.slo import read_classes, resolve_slo
+
+RATE_WINDOW = 64
+"""Requests that ended last, by which the rate of service is known."""
 
 
 @dataclass(slots=True)
@@ -22,7 +27,8 @@ class Record:
     Attributes:
         req: the request.
         arrival_s: when the scheduler got it.
-        predicted_tokens: RL predicted on arrival.
+        features: what its length is predicted from.
+        prediction: its RL as predicted on arrival.
         slo: its objectives.
         slo_class: the class that it belongs to.
         started_s: when its prompt was first in a forward pass.
@@ -35,7 +41,8 @@ class Record:
 
     req: Req
     arrival_s: float
-    predicted_tokens: int
+    features: RequestFeatures
+    prediction: LengthPrediction
     slo: Slo
     slo_class: str = "default"
     started_s: float | None = None
@@ -85,6 +92,32 @@ class Counters:
     rank_divergences: int = 0
 
 
+class Pace:
+    """How fast requests end, by those that ended last.
+
+    Attributes:
+        ended_s: when they did.
+    """
+
+    def __init__(self) -> None:
+        self.ended_s: deque[float] = deque(maxlen=RATE_WINDOW)
+
+    def retry_after_s(self, waiting: int, now_s: float) -> float:
+        """When a request that is refused now might be served: half of the queue later.
+
+        Args:
+            waiting: requests in the queue.
+            now_s: the time.
+
+        Returns:
+            Seconds, from 1 to 60.
+        """
+        if len(self.ended_s) < 2 or now_s <= self.ended_s[0]:
+            return 1.0
+        rate_per_s = len(self.ended_s) / (now_s - self.ended_s[0])
+        return float(min(max(math.ceil(waiting / 2 / rate_per_s), 1), 60))
+
+
 class Records:
     """Records of the live requests, by request id.
 
@@ -114,23 +147,26 @@ class Records:
         """
         return self._records.get(rid)
 
-    def open(self, req: Req, now_s: float, prediction: LengthPrediction) -> Record:
-        """Start a record, or find the one of a request that returns after a preemption.
+    def open(
+        self, req: Req, now_s: float, features: RequestFeatures, prediction: LengthPrediction
+    ) -> Record:
+        """Start a record.
 
         Args:
             req: the request.
             now_s: the time.
+            features: what its length is predicted from.
             prediction: its predicted RL.
 
         Returns:
             The record.
+
+        Raises:
+            ValueError: something about its SLO is wrong.
         """
-        record = self._records.get(req.rid)
-        if record is None:
-            slo_class, slo = resolve_slo(req.sampling_params.custom_params, self._classes)
-            record = Record(req, now_s, prediction.tokens, slo, slo_class)
-            self._records[req.rid] = record
-        record.counted_tokens = len(req.output_ids)
+        slo_class, slo = resolve_slo(req.sampling_params.custom_params, self._classes)
+        record = Record(req, now_s, features, prediction, slo, slo_class)
+        self._records[req.rid] = record
         return record
 
     def close(self, rid: str) -> None:
@@ -196,7 +232,8 @@ class Records:
         """
         record = self._records.get(req.rid)
         if record is None:
-            record = Record(req, now_s, 0, Slo())
+            unknown = LengthPrediction((), 1.0, 0)
+            record = Record(req, now_s, RequestFeatures(0, 0), unknown, Slo())
         started_s = now_s if record.started_s is None else record.started_s
         parked_s = record.parked_s
         if record.parked_since_s is not None:
@@ -209,7 +246,7 @@ class Records:
         }
         return {
             "prompt_tokens": len(req.origin_input_ids),
-            "predicted_tokens": record.predicted_tokens,
+            "predicted_tokens": record.prediction.tokens,
             "output_tokens": len(req.output_ids_through_stop),
             "queue_ms": round((started_s - record.arrival_s) * 1e3, 3),
             "parked_ms": round(parked_s * 1e3, 3),
@@ -238,21 +275,3 @@ def parkable(req: Req) -> bool:
         and params.repetition_penalty == 1.0
         and params.min_new_tokens == 0
     )
-
-
-def learn_from(req: Req, predictor: QuantilePredictor) -> None:
-    """Tell the predictor how long a finished response was.
-
-    Aborts say nothing, nor do requests for one token, such as SGLang's health checks.
-
-    Args:
-        req: a finished request.
-        predictor: learns from it.
-    """
-    if isinstance(req.finished_reason, FINISH_ABORT) or req.sampling_params.max_new_tokens <= 1:
-        return
-    output_tokens = len(req.output_ids_through_stop)
-    if isinstance(req.finished_reason, FINISH_LENGTH):
-        predictor.observe_cut(output_tokens)
-    else:
-        predictor.observe(output_tokens)

@@ -33,6 +33,7 @@ from econoserve.runtime.agreement import Agreement
 from econoserve.runtime.building import Machine, host_tokens
 from econoserve.runtime.feed import MetricsFeed
 from econoserve.runtime.host import PolicyHost
+from econoserve.runtime.learning import BUSY_PERIOD_S, IDLE_PERIOD_S, Learner, Place
 from econoserve.runtime.metrics import Metrics
 from econoserve.runtime.shaping import ShapingScheduler
 from econoserve.runtime.support import Unsupported, check_arguments, check_pools, check_release
@@ -88,12 +89,21 @@ class EconoScheduler(ShapingScheduler):
             max_running=self.max_running_requests,
             bytes_per_token=bytes_per_token(self),
         )
-        self.host = PolicyHost(self.config, machine)
+        self.host = PolicyHost(self.config, machine, self._learner())
         self.host_tokens = host_tokens(self.config, machine)
         self.feed: MetricsFeed | None = None
         if self.metrics_collector_context.current_scheduler_metrics_enabled:
             metrics = Metrics(self.metrics_collector.labels)
             self.feed = MetricsFeed(metrics, self.host.counters)
+
+    def _learner(self) -> Learner:
+        parallel = get_parallel()
+        place = Place(
+            replica=parallel.dp_rank if parallel.num_dp_ranks > 1 else None,
+            writes=parallel.tp_rank == 0,
+            adapter_of=lambda req: self.kv_event_lora_names.resolve(req.lora_id) or "",
+        )
+        return Learner(self.config, place)
 
     def get_prefill_adder_class(self) -> Any:
         """The class that admits prompts: ours while a plan is followed, else upstream's.
@@ -332,7 +342,8 @@ class EconoScheduler(ShapingScheduler):
         self.feed.publish({**state, **more, "used_tokens": used_tokens}, self.now_s)
 
     def on_idle(self) -> None:
-        """See upstream; also shows once that nothing is going on."""
+        """See upstream; also shows once that nothing is going on, and keeps what was learned."""
+        self.host.learner.keep(time.monotonic(), IDLE_PERIOD_S)
         if self.feed is not None and not self.feed.idle:
             if self.feed.due(self.now_s) or self.is_fully_idle():
                 self._publish()
@@ -347,6 +358,7 @@ class EconoScheduler(ShapingScheduler):
             result: what came of it.
         """
         super().process_batch_result(batch, result)
+        self.host.learner.keep(self.now_s, BUSY_PERIOD_S)
         # For reports only: what decides goes by the time of the iteration.
         for req in self.host.results(batch.reqs, time.monotonic(), self.feed):
             self.on_gone(req)
