@@ -47,9 +47,9 @@ class PromptFiller:
     def fill(self, draft: Draft, view: View, tfs_tokens: int) -> None:
         """Plan prompts, first the one that is under way.
 
-        One that goes on beyond this pass leaves up to half of it to prompts that are computed
-        whole, so that short ones need not wait for the end of a long one; unless that has an SLO
-        and they are less urgent, or tasks run strictly in order.
+        If that goes on beyond this pass, it leaves part of it to prompts that are computed whole,
+        so that short ones need not wait for the end of a long one; unless tasks run strictly in
+        order.
 
         Args:
             draft: the plan so far.
@@ -61,45 +61,70 @@ class PromptFiller:
         if under_way is None:
             self._start_waiting(draft, view, budget)
             return
-        tokens = min(under_way.prompt_left_tokens, budget, draft.free_tokens)
+        left = under_way.prompt_left_tokens
+        tokens = min(left, budget, draft.free_tokens)
         if tokens < 1:
             return
-        if tokens == under_way.prompt_left_tokens:
-            draft.prefill(under_way, tokens)
-            self._start_waiting(draft, view, budget - tokens)
+        goes_on = tokens < left
+        if goes_on and tokens == budget and not self._ordering.strict:
+            self._share(under_way, tokens, draft, view)
             return
-        shared = 0 if tokens < budget or self._ordering.strict else tokens // 2
-        draft.prefill(under_way, tokens - shared)
-        if shared:
-            window = self._ordering.last_window_beside(under_way)
-            left = self._start_waiting(draft, view, shared, window)
-            draft.prefill_more(under_way, left)
+        draft.prefill(under_way, tokens)
+        if not goes_on:
+            self._start_waiting(draft, view, budget - tokens)
 
-    def _start_waiting(
-        self, draft: Draft, view: View, budget: int, last_window: float | None = None
-    ) -> int:
-        """Start prompts in order; the tokens of the budget that are left.
-
-        With a ``last_window``, only whole ones, and none of a later window.
-        """
-        whole, misses, held_up = last_window is not None, 0, 0
+    def _start_waiting(self, draft: Draft, view: View, budget: int) -> None:
+        """Start prompts in order; the last one may go on in the next pass."""
+        misses = held_up = 0
         for index, (key, group) in enumerate(islice(self._books.waiting.groups(), GROUPS)):
-            if whole and key[0] > last_window:
-                return budget
             for state in from_rank(group, lambda index=index: self._least_rank(index, draft)):
                 if min(budget, draft.rows, draft.free_tokens) < 1 or draft.blocked:
-                    return budget
+                    return
                 if draft.is_out(state):
                     continue
-                startable = view.startable(state.task.rid)
-                tokens = self._start(state, budget, view, draft, whole) if startable else 0
-                budget -= tokens
-                if not tokens:
-                    misses, held_up = misses + startable, held_up + (not startable)
+                if not view.startable(state.task.rid):
+                    held_up += 1
+                elif (prompt := self._next(state, budget, draft, view)) is None:
+                    misses += 1
+                elif self._start(state, prompt, draft, view):
+                    budget -= prompt.now_tokens
+                    continue
+                else:
+                    misses += 1
+                draft.blocked = self._ordering.starves(key, view.now_s, self._starvation_s)
+                if misses == TRIES or held_up == HELD_UP or self._ordering.strict:
+                    return
+
+    def _share(self, under_way: TaskState, tokens: int, draft: Draft, view: View) -> None:
+        """Give a prompt under way what whole prompts leave of so many tokens, at least one.
+
+        Those of an earlier window may take the rest, others half of it; if the prompt under way
+        has an SLO, those of later windows nothing.
+        """
+        own = self._ordering.pt_place(under_way).group[0]
+        last = own if self._ordering.has_slo(under_way) else math.inf
+        draft.prefill(under_way, 1)
+        used = misses = held_up = 0
+        for key, group in islice(self._books.waiting.groups(), GROUPS):
+            most = tokens - 1 if key[0] < own else tokens // 2
+            if key[0] > last or misses == TRIES or held_up == HELD_UP or draft.blocked:
+                break
+            for state in group:
+                if draft.is_out(state):
+                    continue
+                if not view.startable(state.task.rid):
+                    held_up += 1
+                    break
+                prompt = self._next(state, most - used, draft, view)
+                if prompt is None or not prompt.done:
+                    # The others of its group are about as long.
+                    break
+                if not self._start(state, prompt, draft, view):
+                    misses += 1
                     draft.blocked = self._ordering.starves(key, view.now_s, self._starvation_s)
-                    if misses == TRIES or held_up == HELD_UP or self._ordering.strict:
-                        return budget
-        return budget
+                    break
+                used += prompt.now_tokens
+        draft.prefill_more(under_way, tokens - 1 - used)
 
     def _least_rank(self, index: int, draft: Draft) -> float:
         """Where to begin in a group: at what fits; in the first, what is cached may help."""
@@ -107,14 +132,17 @@ class PromptFiller:
             return -math.inf
         return self._ordering.rank_of(draft.trial.headroom_tokens)
 
-    def _start(self, state: TaskState, budget: int, view: View, draft: Draft, whole: bool) -> int:
-        """Start a waiting prompt if it fits; the tokens of it to compute now, else 0."""
+    def _next(self, state: TaskState, budget: int, draft: Draft, view: View) -> Prompt | None:
+        """What a waiting prompt would take in this pass; ``None`` if no token of it has room."""
         cached = view.cached_prefix(state.task.rid)
         tokens = state.task.prompt_tokens - cached.tokens
         now_tokens = min(tokens, budget, draft.free_tokens - cached.evictable_tokens)
-        if now_tokens < (tokens if whole else 1):
-            return 0
-        prompt = Prompt(tokens, cached.evictable_tokens, now_tokens)
+        if now_tokens < 1 or draft.rows < 1:
+            return None
+        return Prompt(tokens, cached.evictable_tokens, now_tokens)
+
+    def _start(self, state: TaskState, prompt: Prompt, draft: Draft, view: View) -> bool:
+        """Start a waiting prompt if it fits; whether it does."""
         taken, response = prompt.taken_tokens, state.needed
         # In strict order a prompt must not take what a GT waits for, unless it cannot be parked.
         behind = draft.gts_wait and self._ordering.strict and state.task.parkable
@@ -128,8 +156,8 @@ class PromptFiller:
         elif self._may_park(state, taken, draft):
             draft.park(state, prompt, response)
         else:
-            return 0
-        return now_tokens
+            return False
+        return True
 
     def _may_park(self, state: TaskState, taken: int, draft: Draft) -> bool:
         """Whether a prompt may be computed although its response must wait.

@@ -133,17 +133,6 @@ class Ordering:
         slo = state.task.slo
         return not state.demoted and (slo.e2e_s is not None or slo.ttft_s is not None)
 
-    def last_window_beside(self, state: TaskState) -> float:
-        """Up to which window waiting prompts may share passes with one that is under way.
-
-        Args:
-            state: the one under way.
-
-        Returns:
-            Its own window if it has an SLO; infinity if not.
-        """
-        return self.pt_place(state).group[0] if self.has_slo(state) else math.inf
-
     def pt_place(self, state: TaskState) -> Place:
         """Where a prompt waits.
 

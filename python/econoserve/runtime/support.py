@@ -81,6 +81,10 @@ RULES = (
         "drop --enable-lora-overlap-loading",
     ),
     Rule(
+        lambda args: args.lora_drain_wait_threshold > 0,
+        "draining LoRA adapters goes by each rank's own clock: drop --lora-drain-wait-threshold",
+    ),
+    Rule(
         lambda args: args.enable_hisparse,
         "HiSparse is not supported: drop --enable-hisparse",
     ),
