@@ -42,7 +42,11 @@ ALL, FORM, LENGTH, USER, RECENT, PART, MOST = range(7)
 """Kinds of experience; of prefixes those of a part of the prompt, and of most of it."""
 
 ORDERED = {ALL: -4e18, FORM: -3e18, LENGTH: -2e18, RECENT: 0.0}
-"""Places of those that are not ordered by how much they saw; 0 for one that keeps its neighbour's."""
+"""Places of those that are not ordered by how much they saw; 0: that of the one before."""
+
+SETTLED = 2000
+"""Observations after which only every fourth is used to judge what to believe: it takes time."""
+
 
 _ROOT = mixed(ALL, 0)
 _Contexts = list[tuple[int, int, float]]
@@ -72,7 +76,11 @@ class PrefixTree:
 
     def predict(self, features: RequestFeatures) -> LengthPrediction:
         """See ``Predictor.predict``."""
-        return grid.prediction(self.density(features), self.level, features.cap_tokens)
+        return self.predict_at(features, grid.LEVELS)
+
+    def predict_at(self, features: RequestFeatures, levels: np.ndarray) -> LengthPrediction:
+        """See ``Graded.predict_at``."""
+        return grid.prediction(self.density(features), levels, self.level, features.cap_tokens)
 
     def density(self, features: RequestFeatures) -> np.ndarray:
         """What it predicts, as a histogram.
@@ -104,10 +112,10 @@ class PrefixTree:
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``."""
         tail, contexts = None, self._contexts(features)
-        if ended:
-            self._judge(features, contexts, output_tokens)
-        else:
+        if not ended:
             tail = grid.beyond(self.density(features), output_tokens)
+        elif self._nodes.clock < SETTLED or self._nodes.clock % 4 == 0:
+            self._judge(features, contexts, output_tokens)
         keys = self._keys(features, contexts)
         self._nodes.observe(keys, features.user, output_tokens, tail)
 
@@ -196,11 +204,8 @@ class PrefixTree:
         order = 0.0
         for kind, node in found:
             mass, idle = node.mass, clock - node.touched
-            if kind in ORDERED:
-                # What a user does now is a matter of the user; form and length are of nobody.
-                order = ORDERED[kind] or order
-            else:
-                order = -mass
+            # What a user does now is a matter of the user; form and length are nobody's.
+            order = (ORDERED[kind] or order) if kind in ORDERED else -mass
             if idle >= FRESH:
                 mass *= 0.5 ** (idle / AGE)
             trust = 1.0

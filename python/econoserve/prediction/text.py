@@ -43,12 +43,16 @@ class Text:
 
     def predict(self, features: RequestFeatures) -> LengthPrediction:
         """See ``Predictor.predict``."""
+        return self.predict_at(features, grid.LEVELS)
+
+    def predict_at(self, features: RequestFeatures, levels: np.ndarray) -> LengthPrediction:
+        """See ``Graded.predict_at``."""
         density = self._tree.density(features)
         if features.edges:
             grams = features.ngrams(TABLE)
             estimate = _shifted(_median(density), self._factor(grams))
             density = self._residuals.mix(density, estimate)
-        return grid.prediction(density, self.level, features.cap_tokens)
+        return grid.prediction(density, levels, self.level, features.cap_tokens)
 
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``."""
