@@ -19,7 +19,7 @@ from econoserve.prediction.shares import Shares
 WINDOW = 1000
 """Responses by which coverage is measured and corrected."""
 
-ASSUMED = 100.0
+ASSUMED = 30.0
 """Responses that the predictor's own word counts for."""
 
 PERIOD = 20
@@ -103,6 +103,8 @@ class Calibrated:
         return {
             **self.inner.state(),
             "calibration_recent": np.array(self._recent, float).reshape(-1, 3),
+            "calibration_levels": self._levels,
+            "calibration_news": self._news,
             "calibration_users": np.array([user for user, _ in givers], np.uint64),
             "calibration_given": np.array([given for _, given in givers], float),
         }
@@ -110,6 +112,8 @@ class Calibrated:
     def restore(self, state: State) -> None:
         """See ``Predictor.restore``."""
         recent = state["calibration_recent"]
+        if state["calibration_levels"].shape != LEVELS.shape:
+            raise ValueError(f"{len(state['calibration_levels'])} levels: give {POINTS}")
         if recent.ndim != 2 or recent.shape[1] != 3:
             raise ValueError(f"places of shape {recent.shape}: give 3 columns")
         users, given = state["calibration_users"].tolist(), state["calibration_given"].tolist()
@@ -118,8 +122,8 @@ class Calibrated:
         self._recent.extend((level, weight, int(told)) for level, weight, told in recent.tolist())
         givers = list(zip(users, given, strict=True))
         self._shares = Shares.of(givers) if givers else None
+        self._levels, self._news = state["calibration_levels"], int(state["calibration_news"])
         self._pending.clear()
-        self._learn()
 
     def _note(
         self, user: int, quantiles: tuple[int, ...], levels: np.ndarray, output_tokens: int

@@ -1,7 +1,7 @@
 """Who gave how much to an experience that several users share.
 
-Owns the bound on what one user can do to the others: of what they share, nobody gives more than
-the equal share of those who gave, and experience that is only others' is believed as far as many
+Owns the bound on what one user can do to the others: of what they share, nobody gives much more
+than the others do on average, and experience that is only others' is believed as far as many
 of them agree.
 """
 
@@ -12,6 +12,9 @@ SHARE = 1 / 16
 """How far a single other user is believed where one has given nothing oneself."""
 
 LOWEST = SLOTS - 1
+
+FAIR = 1.5
+"""Nobody gives more than so many times what the others gave on average."""
 
 ALONE = 64.0
 """Weight that a user who was alone keeps when a second one comes."""
@@ -66,8 +69,7 @@ class Shares:
         others = len(self._given) - 1
         if not mine or not others:
             return 1.0
-        rest = self._total - mine
-        return 1.0 if rest >= others * mine else rest / (others * mine)
+        return min(max(FAIR * (self._total - mine) / others + 1.0 - mine, 0.0), 1.0)
 
     def trust(self, user: int) -> float:
         """How far this experience may be believed for a user.
