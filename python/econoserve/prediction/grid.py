@@ -89,11 +89,14 @@ def spread(raw: np.ndarray, narrow: np.ndarray, wide: np.ndarray) -> np.ndarray:
     return smooth
 
 
-def prediction(density: np.ndarray, level: float, cap_tokens: int) -> LengthPrediction:
+def prediction(
+    density: np.ndarray, levels: np.ndarray, level: float, cap_tokens: int
+) -> LengthPrediction:
     """A histogram as a prediction.
 
     Args:
         density: padded histogram of any positive sum.
+        levels: of the quantiles, ascending, in (0, 1).
         level: the probability that a promise of one length should cover.
         cap_tokens: the request's limit on output tokens.
 
@@ -102,7 +105,7 @@ def prediction(density: np.ndarray, level: float, cap_tokens: int) -> LengthPred
     """
     known = np.zeros(BUCKETS + 1)
     np.cumsum(density[PAD : PAD + BUCKETS] + _FLOOR, out=known[1:])
-    lengths = np.interp(LEVELS * known[-1], known, _ENDS)
+    lengths = np.interp(levels * known[-1], known, _ENDS)
     # An end of a bucket is a length; a place within it counts as the next one.
     return LengthPrediction(tuple((lengths + _NEXT).astype(np.int64).tolist()), level, cap_tokens)
 

@@ -4,13 +4,18 @@ Owns the replacement, which learns all along, and the count of its uses.
 """
 
 import logging
+from collections import deque
 
 from econoserve.core.lengths import LengthPrediction
-from econoserve.prediction.predictor import Predictor, State
+from econoserve.prediction.calibration import Calibrated
+from econoserve.prediction.predictor import State
 from econoserve.prediction.quantile import GlobalQuantiles
 from econoserve.prediction.request import RequestFeatures
 
 logger = logging.getLogger(__name__)
+
+UNTOLD = 1000
+"""Responses kept for the replacement, which remembers no more."""
 
 LONGEST_TOKENS = 1 << 32
 """Beyond this, a predicted length makes no sense."""
@@ -20,18 +25,20 @@ class Guarded:
     """A predictor that is replaced by ``quantile`` where it fails.
 
     Attributes:
-        inner: the predictor.
+        inner: the predictor, calibrated.
         fallbacks: calls in which it failed.
 
     Args:
-        inner: the predictor.
+        inner: the predictor, calibrated.
         fallback: takes its place.
     """
 
-    def __init__(self, inner: Predictor, fallback: GlobalQuantiles) -> None:
+    def __init__(self, inner: Calibrated, fallback: GlobalQuantiles) -> None:
         self.inner = inner
         self.fallbacks = 0
         self._fallback = fallback
+        # It learns only when it is needed: these are then told to it.
+        self._untold: deque[tuple[RequestFeatures, int, bool]] = deque(maxlen=UNTOLD)
 
     def predict(self, features: RequestFeatures) -> LengthPrediction:
         """See ``Predictor.predict``; it never raises."""
@@ -43,11 +50,12 @@ class Guarded:
         if problem is None:
             return told
         self._failed(problem)
+        self._tell()
         return self._fallback.predict(features)
 
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``; it never raises."""
-        self._fallback.observe(features, output_tokens, ended)
+        self._untold.append((features, output_tokens, ended))
         try:
             self.inner.observe(features, output_tokens, ended)
         except Exception as error:
@@ -55,6 +63,7 @@ class Guarded:
 
     def state(self) -> State:
         """See ``Predictor.state``."""
+        self._tell()
         fallback = {f"fallback_{k}": v for k, v in self._fallback.state().items()}
         return {**self.inner.state(), **fallback}
 
@@ -63,6 +72,14 @@ class Guarded:
         own = {k.removeprefix("fallback_"): v for k, v in state.items() if k[:9] == "fallback_"}
         self.inner.restore(state)
         self._fallback.restore(own)
+
+    def coverage(self, level: float) -> float:
+        """See ``Calibrated.coverage``."""
+        return self.inner.coverage(level)
+
+    def _tell(self) -> None:
+        while self._untold:
+            self._fallback.observe(*self._untold.popleft())
 
     def _failed(self, problem: str) -> None:
         self.fallbacks += 1

@@ -37,12 +37,16 @@ class Hint:
 
     def predict(self, features: RequestFeatures) -> LengthPrediction:
         """See ``Predictor.predict``."""
+        return self.predict_at(features, grid.LEVELS)
+
+    def predict_at(self, features: RequestFeatures, levels: np.ndarray) -> LengthPrediction:
+        """See ``Graded.predict_at``."""
         density = self._tree.density(features)
         if features.expected_tokens is not None:
             estimate = _bucket(features.expected_tokens)
             known = self._senders.get((features.user, estimate // COARSE)) or Residuals()
             density = known.mix(density, estimate)
-        return grid.prediction(density, self.level, features.cap_tokens)
+        return grid.prediction(density, levels, self.level, features.cap_tokens)
 
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``."""

@@ -3,7 +3,10 @@
 Owns nothing; it is what a scheduler does that knows nothing of lengths.
 """
 
+import numpy as np
+
 from econoserve.core.lengths import LengthPrediction
+from econoserve.prediction.grid import LEVELS
 from econoserve.prediction.predictor import State
 from econoserve.prediction.request import RequestFeatures
 
@@ -20,8 +23,12 @@ class MaxTokens:
 
     def predict(self, features: RequestFeatures) -> LengthPrediction:
         """See ``Predictor.predict``."""
+        return self.predict_at(features, LEVELS)
+
+    def predict_at(self, features: RequestFeatures, levels: np.ndarray) -> LengthPrediction:
+        """See ``Graded.predict_at``."""
         cap_tokens = max(features.cap_tokens, 1)
-        return LengthPrediction((cap_tokens,), self.level, features.cap_tokens)
+        return LengthPrediction((cap_tokens,) * len(levels), self.level, features.cap_tokens)
 
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``; nothing is learned."""

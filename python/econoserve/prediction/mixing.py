@@ -16,7 +16,7 @@ SIZES = 11
 LEAST = 0.003
 """No weight falls below this, so that each can recover."""
 
-SLOWEST = 0.003
+SLOWEST = 0.01
 """The step of the weights once much was seen."""
 
 PATIENCE = 40.0
@@ -75,6 +75,11 @@ class Mixing:
             rest = general + raw + narrow + wide
             general, raw, narrow, wide = general / rest, raw / rest, narrow / rest, wide / rest
         self.weights[number] = (general, raw, narrow, wide)
+        # A size that nobody has met yet begins half-way to what is known of the one below.
+        above = number + 1
+        if above % SIZES and not self._uses[above]:
+            pairs = zip(self.weights[number], _first(above % SIZES), strict=True)
+            self.weights[above] = tuple([(known + assumed) / 2 for known, assumed in pairs])
 
     def state(self) -> State:
         """The weights.

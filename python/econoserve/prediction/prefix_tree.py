@@ -1,6 +1,6 @@
 """Predicts a response's length from those of requests that looked alike.
 
-Owns what was experienced with all requests, with prompts of such a length, with such limits, with a
+Owns what was experienced with all requests, with such limits, with prompts of such a length, with a
 user, and under each hashed prefix of prompts; and how they are combined. Requests that share a
 system prompt, a template or a conversation share its experience; the more specific one is mixed
 into the more general one as far as it has proved worth it.
@@ -36,13 +36,20 @@ WINDOW = 1000.0
 """Observations after which an experience has forgotten most of what it knew."""
 
 RECENTLY = 50.0
-"""The same for what a user, or an unnamed crowd, does at the moment."""
+"""The same for what a user does at the moment."""
 
-ALL, LENGTH, CONTEXT, USER, RECENT, PART, MOST = range(7)
+ALL, FORM, LENGTH, USER, RECENT, PART, MOST = range(7)
 """Kinds of experience; of prefixes those of a part of the prompt, and of most of it."""
 
+ORDERED = {ALL: -4e18, FORM: -3e18, LENGTH: -2e18, RECENT: 0.0}
+"""Places of those that are not ordered by how much they saw; 0: that of the one before."""
+
+SETTLED = 2000
+"""Observations after which only every fourth is used to judge what to believe: it takes time."""
+
+
 _ROOT = mixed(ALL, 0)
-_LENGTHS = [mixed(LENGTH, bits) for bits in range(64)]
+_Contexts = list[tuple[int, int, float]]
 
 
 class PrefixTree:
@@ -69,7 +76,11 @@ class PrefixTree:
 
     def predict(self, features: RequestFeatures) -> LengthPrediction:
         """See ``Predictor.predict``."""
-        return grid.prediction(self.density(features), self.level, features.cap_tokens)
+        return self.predict_at(features, grid.LEVELS)
+
+    def predict_at(self, features: RequestFeatures, levels: np.ndarray) -> LengthPrediction:
+        """See ``Graded.predict_at``."""
+        return grid.prediction(self.density(features), levels, self.level, features.cap_tokens)
 
     def density(self, features: RequestFeatures) -> np.ndarray:
         """What it predicts, as a histogram.
@@ -80,7 +91,7 @@ class PrefixTree:
         Returns:
             A padded histogram that sums to about 1.
         """
-        chain = self._chain(features)
+        chain = self._chain(features, self._contexts(features))
         if not chain:
             return self._prior
         raws, narrows, wides, rows = [], [], [], []
@@ -100,12 +111,13 @@ class PrefixTree:
 
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``."""
-        tail = None
-        if ended:
-            self._judge(features, output_tokens)
-        else:
+        tail, contexts = None, self._contexts(features)
+        if not ended:
             tail = grid.beyond(self.density(features), output_tokens)
-        self._nodes.observe(self._keys(features), features.user, output_tokens, tail)
+        elif self._nodes.clock < SETTLED or self._nodes.clock % 4 == 0:
+            self._judge(features, contexts, output_tokens)
+        keys = self._keys(features, contexts)
+        self._nodes.observe(keys, features.user, output_tokens, tail)
 
     def state(self) -> State:
         """See ``Predictor.state``."""
@@ -120,9 +132,9 @@ class PrefixTree:
             own = {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
             part.restore(own)
 
-    def _judge(self, features: RequestFeatures, output_tokens: int) -> None:
+    def _judge(self, features: RequestFeatures, contexts: _Contexts, output_tokens: int) -> None:
         """Learn how far each experience was worth believing."""
-        chain = self._chain(features)
+        chain = self._chain(features, contexts)
         if not chain:
             return
         at = grid.cell(output_tokens)
@@ -152,25 +164,27 @@ class PrefixTree:
         root = self._nodes.get(_ROOT)
         return 1.0 if root is None or root.shares is None else root.shares.voice(user)
 
-    def _contexts(self, features: RequestFeatures) -> list[tuple[int, int, float]]:
+    def _contexts(self, features: RequestFeatures) -> _Contexts:
         """Kinds, keys and memories of all that is no prefix, general first."""
         user = features.user
         form = features.model * 3 + features.constraint * 5 + features.cap_tokens
         contexts = [
             (ALL, _ROOT, WINDOW),
-            (LENGTH, _LENGTHS[features.prompt_tokens.bit_length()], WINDOW),
-            (CONTEXT, mixed(CONTEXT, form), WINDOW),
-            (RECENT, mixed(RECENT, user), RECENTLY),
+            (FORM, mixed(FORM, form), WINDOW),
+            (LENGTH, mixed(LENGTH, form + features.prompt_tokens.bit_length() * 7919), WINDOW),
         ]
         if user:
             contexts.append((USER, mixed(USER, user), WINDOW))
+            contexts.append((RECENT, mixed(RECENT, user), RECENTLY))
         return contexts
 
-    def _chain(self, features: RequestFeatures) -> list[tuple[float, int, Node, float]]:
-        """Experiences to combine, the one of most first: (-mass, class, node, trust)."""
+    def _chain(
+        self, features: RequestFeatures, contexts: _Contexts
+    ) -> list[tuple[float, int, Node, float]]:
+        """Experiences to combine, the general first: (order, class, node, trust)."""
         get, user, clock = self._nodes.get, features.user, self._nodes.clock
         found: list[tuple[int, Node]] = []
-        for kind, key, _ in self._contexts(features):
+        for kind, key, _ in contexts:
             node = get(key)
             if node is not None:
                 found.append((kind, node))
@@ -187,20 +201,23 @@ class PrefixTree:
                     break
         chain = []
         class_of = self._mixing.class_of
+        order = 0.0
         for kind, node in found:
             mass, idle = node.mass, clock - node.touched
+            # What a user does now is a matter of the user; form and length are nobody's.
+            order = (ORDERED[kind] or order) if kind in ORDERED else -mass
             if idle >= FRESH:
                 mass *= 0.5 ** (idle / AGE)
             trust = 1.0
             if kind != ALL and (node.shares is not None or node.user != user):
                 trust = node.trust(user)
-            chain.append((-mass, class_of(kind, mass), node, trust))
-        chain.sort(key=_by_mass)
+            chain.append((order, class_of(kind, mass), node, trust))
+        chain.sort(key=_by_order)
         return chain
 
-    def _keys(self, features: RequestFeatures) -> list[tuple[int, float]]:
+    def _keys(self, features: RequestFeatures, contexts: _Contexts) -> list[tuple[int, float]]:
         """Keys under which a request is remembered, general first, and for how long."""
-        keys = [(key, window) for _, key, window in self._contexts(features)]
+        keys = [(key, window) for _, key, window in contexts]
         hashes, grown, get = features.prefix_hashes, 0, self._nodes.get
         longest = len(hashes) - LONGEST
         for depth, key in enumerate(hashes):
@@ -212,4 +229,4 @@ class PrefixTree:
         return keys
 
 
-_by_mass = itemgetter(0)
+_by_order = itemgetter(0)

@@ -140,6 +140,13 @@ class GlobalQuantiles:
         """See ``Predictor.predict``."""
         return self._lengths.predict(features.cap_tokens)
 
+    def predict_at(self, features: RequestFeatures, levels: np.ndarray) -> LengthPrediction:
+        """See ``Graded.predict_at``."""
+        known = self._lengths.predict(features.cap_tokens)
+        places = np.ceil(levels * len(known.quantiles_tokens)).astype(int) - 1
+        quantiles = tuple([known.quantiles_tokens[place] for place in places.tolist()])
+        return LengthPrediction(quantiles, known.level, known.cap_tokens)
+
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``."""
         if ended:

@@ -5,7 +5,7 @@ Owns the list of them. A new one needs a line here.
 
 from collections.abc import Callable
 
-from econoserve.prediction.calibration import Calibrated
+from econoserve.prediction.calibration import Calibrated, Graded
 from econoserve.prediction.guard import Guarded
 from econoserve.prediction.hint import Hint
 from econoserve.prediction.max_tokens import MaxTokens
@@ -17,7 +17,7 @@ from econoserve.prediction.text import Text
 
 DEFAULT = "prefix-tree"
 
-PREDICTORS: dict[str, Callable[[float, int], Predictor]] = {
+PREDICTORS: dict[str, Callable[[float, int], Graded]] = {
     "prefix-tree": PrefixTree,
     "text": Text,
     "quantile": GlobalQuantiles,
@@ -39,7 +39,7 @@ def make_predictor(name: str, level: float, prior_tokens: int = 256) -> Guarded:
         prior_tokens: mean RL assumed until responses have ended, at least 1.
 
     Returns:
-        The predictor; ``fallbacks`` counts its failures, ``inner.coverage(0.9)`` says what it
+        The predictor; ``fallbacks`` counts its failures, ``coverage(0.9)`` says what its quantile
         covers.
 
     Raises:

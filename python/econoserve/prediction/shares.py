@@ -1,15 +1,20 @@
 """Who gave how much to an experience that several users share.
 
-Owns the bound on what one user can do to the others: of what they share, nobody gives more than
-the equal share of those who gave, and experience that is only others' is believed as far as many
+Owns the bound on what one user can do to the others: of what they share, nobody gives much more
+than the others do on average, and experience that is only others' is believed as far as many
 of them agree.
 """
 
-SLOTS = 16
-"""Users told apart in one experience; where more give, the rarest are taken for one."""
+SLOTS = 64
+"""Users told apart in one experience, by the lowest bits of their fingerprints: a power of two."""
 
-SHARE = 1 / SLOTS
+SHARE = 1 / 16
 """How far a single other user is believed where one has given nothing oneself."""
+
+LOWEST = SLOTS - 1
+
+FAIR = 1.5
+"""Nobody gives more than so many times what the others gave on average."""
 
 ALONE = 64.0
 """Weight that a user who was alone keeps when a second one comes."""
@@ -29,7 +34,7 @@ class Shares:
     __slots__ = ("_given", "_total")
 
     def __init__(self, user: int, given: float) -> None:
-        self._given = {user: given}
+        self._given = {user & LOWEST: given}
         self._total = given
 
     def weight(self, user: int) -> float:
@@ -41,17 +46,13 @@ class Shares:
         Returns:
             From 0 to 1.
         """
+        slot = user & LOWEST
         given = self._given
-        if user not in given and len(given) == SLOTS:
-            # As in the Space-Saving sketch: a newcomer may have given what the rarest has, so
-            # nobody's share is ever counted too low.
-            rarest = min(given, key=given.__getitem__)
-            given[user] = given.pop(rarest)
         weight = self.voice(user)
-        given[user] = given.get(user, 0.0) + weight
+        given[slot] = given.get(slot, 0.0) + weight
         self._total += weight
         if self._total > MEMORY:
-            self._given = {name: mass / 2 for name, mass in given.items() if mass > 0.25}
+            self._given = {slot: mass / 2 for slot, mass in given.items() if mass > 0.25}
             self._total = sum(self._given.values())
         return weight
 
@@ -64,12 +65,11 @@ class Shares:
         Returns:
             From 0 to 1: less, the more this one gave compared with the others' mean.
         """
-        mine = self._given.get(user)
+        mine = self._given.get(user & LOWEST)
         others = len(self._given) - 1
         if not mine or not others:
             return 1.0
-        rest = self._total - mine
-        return 1.0 if rest >= others * mine else rest / (others * mine)
+        return min(max(FAIR * (self._total - mine) / others + 1.0 - mine, 0.0), 1.0)
 
     def trust(self, user: int) -> float:
         """How far this experience may be believed for a user.
@@ -80,12 +80,12 @@ class Shares:
         Returns:
             1 for who gave to it; for others less, the more of it is one user's.
         """
-        if user in self._given:
+        if user & LOWEST in self._given:
             return 1.0
         return min(1.0, SHARE * self._total / max(self._given.values()))
 
     def items(self) -> list[tuple[int, float]]:
-        """Users and what they gave.
+        """What was given, by slot.
 
         Returns:
             Pairs, in the order in which they came.
@@ -103,6 +103,6 @@ class Shares:
             The shares.
         """
         shares = cls(*items[0])
-        shares._given = {user: given for user, given in items}
+        shares._given = dict(items)
         shares._total = sum(shares._given.values())
         return shares
