@@ -203,8 +203,8 @@ HELP = {
     "predictor": "What predicts response lengths.",
     "predictor_state": "File that keeps what the predictor has learned, over restarts; each of "
     "several replicas adds its number.",
-    "rl_quantile": "Quantile of recent response lengths taken for a request's where one figure "
-    "is needed: in deadlines and reports.",
+    "rl_quantile": "Quantile of a request's predicted response length taken where one figure is "
+    "needed: in deadlines and reports.",
     "rl_prior": "Mean response length in tokens assumed until responses have ended.",
     "kvc_reserve": "Share of the KV cache kept for responses that outlive their prediction.",
     "kvc_risk": "Policy plus: probability of finding the KV cache full that an admission may "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from econoserve.config import RuntimeConfig, add_flags, split_arguments
-from econoserve.runtime.support import Unsupported, check_arguments, check_release
+from econoserve.runtime.support import Unsupported, check_arguments, check_policy, check_release
 
 DEMO_MODEL = "demo"
 """``--model-path`` of the built-in demo model."""
@@ -134,7 +134,9 @@ def ensure_supported(server_args: Any, config: RuntimeConfig) -> None:
 
     check_release(config.allow_untested)
     server_args.resolve_once()
-    check_arguments(resolving_view(server_args))
+    arguments = resolving_view(server_args)
+    check_arguments(arguments)
+    check_policy(arguments, config.policy)
     try:
         check_state(config, server_args.dp_size)
     except ValueError as error:

@@ -3,6 +3,7 @@
 import pytest
 
 from econoserve.core.cost import TfsConfig
+from econoserve.core.filling import HELD_UP
 from econoserve.core.kvc import KvcConfig, KvcMode
 from econoserve.core.late import Late
 from econoserve.core.lengths import LengthPrediction
@@ -163,6 +164,65 @@ def test_short_prompts_share_the_passes_of_a_long_one():
     for rid, tokens in (("short", 20), ("longer", 40)):
         policy.add(prompt(rid, tokens))
     assert policy.plan(view).prefill == (("long", 44), ("short", 20))
+
+
+def test_they_do_so_however_many_long_ones_wait():
+    policy, view = midway(Slo())
+    for number in range(20):
+        policy.add(prompt(f"long-{number}", 600 + 20 * number))
+    policy.add(prompt("short", 20))
+    assert policy.plan(view).prefill == (("long", 44), ("short", 20))
+
+
+def test_what_is_more_urgent_may_take_nearly_all_of_the_pass():
+    policy, view = midway(Slo())
+    policy.add(prompt("urgent", 60, Slo(ttft_s=0.5)))
+    policy.add(prompt("short", 4))
+    assert policy.plan(view).prefill == (("long", 4), ("urgent", 60))
+
+
+def test_without_free_kvc_for_a_pass_a_long_prompt_shares_with_nobody():
+    policy, _ = midway(Slo())
+    policy.add(prompt("short", 4))
+    full = View(0.0, 1024, 1000, free_rows=9, max_running=9)
+    assert policy.plan(full).prefill == (("long", 24),)
+
+
+def test_of_a_prompt_that_shares_a_pass_only_what_is_not_cached_counts():
+    policy, _ = midway(Slo())
+    policy.add(prompt("short", 50))
+    view = View(
+        *(0.0, 1024, 64),
+        free_rows=9,
+        max_running=9,
+        cached_prefix=lambda rid: CachedPrefix(tokens=40, evictable_tokens=40),
+    )
+    assert policy.plan(view).prefill == (("long", 54), ("short", 10))
+
+
+def test_prompts_that_wait_for_something_else_than_kvc_stop_nobody():
+    policy = EconoServe(EconoServeConfig(1024, tfs=TfsConfig(pinned_tokens=64)))
+    for number in range(5):
+        policy.add(prompt(f"held-{number}", 10))
+    policy.add(prompt("free", 12))
+    asked = []
+
+    def startable(rid: str) -> bool:
+        asked.append(rid)
+        return rid == "free"
+
+    view = View(0.0, 1024, 0, free_rows=9, max_running=9, startable=startable)
+    assert policy.plan(view).prefill == (("free", 12),)
+    for number in range(5, 40):
+        policy.add(prompt(f"held-{number}", 10))
+    asked.clear()
+    assert policy.plan(view).prefill == ()
+    assert len(asked) == HELD_UP
+    # After all patience, they stop the others, so that what they wait for comes free.
+    late = View(100.0, 1024, 0, free_rows=9, max_running=9, startable=startable)
+    asked.clear()
+    assert policy.plan(late).prefill == ()
+    assert len(asked) == 1
 
 
 def test_a_long_prompt_with_an_slo_shares_only_with_what_is_as_urgent():

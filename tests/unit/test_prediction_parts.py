@@ -183,8 +183,8 @@ def test_each_predictor_works_from_the_first_request_and_survives_a_restart(name
     first, second = make_predictor(name, 0.9), make_predictor(name, 0.9)
     served(first, 1, 150)
     path = tmp_path / "state.npz"
-    save(first, name, path)
-    load(second, name, path)
+    save(first.state(), name, path)
+    load(second, name, path.read_bytes(), path)
     assert [file.name for file in tmp_path.iterdir()] == ["state.npz"]
     assert served(first, 2, 60) == served(second, 2, 60)
     assert first.fallbacks == second.fallbacks == 0
@@ -193,7 +193,7 @@ def test_each_predictor_works_from_the_first_request_and_survives_a_restart(name
 @pytest.mark.parametrize("damage", [b"", b"no archive", None, "cut"])
 def test_a_broken_file_is_refused(damage, tmp_path):
     path = tmp_path / "state.npz"
-    save(make_predictor(DEFAULT, 0.5), DEFAULT, path)
+    save(make_predictor(DEFAULT, 0.5).state(), DEFAULT, path)
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-200])
     elif damage is None:
@@ -201,14 +201,14 @@ def test_a_broken_file_is_refused(damage, tmp_path):
     else:
         path.write_bytes(damage)
     with pytest.raises(PredictorStateError, match=r"state\.npz.*delete it"):
-        load(make_predictor(DEFAULT, 0.5), DEFAULT, path)
+        load(make_predictor(DEFAULT, 0.5), DEFAULT, path.read_bytes(), path)
 
 
 def test_another_predictors_file_is_refused(tmp_path):
     path = tmp_path / "state.npz"
-    save(make_predictor("quantile", 0.5), "quantile", path)
+    save(make_predictor("quantile", 0.5).state(), "quantile", path)
     with pytest.raises(PredictorStateError, match="'quantile', not 'text'"):
-        load(make_predictor("text", 0.5), "text", path)
+        load(make_predictor("text", 0.5), "text", path.read_bytes(), path)
 
 
 def test_a_server_is_offered_no_oracle():

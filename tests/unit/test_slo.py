@@ -9,6 +9,7 @@ from econoserve.slo import (
     expected_tokens_of,
     read_classes,
     resolve_slo,
+    user_of,
 )
 
 CLASSES = read_classes(["priority=ttft:500,tpot:50", "flex=e2e:60000", "default=e2e:20000"])
@@ -201,3 +202,14 @@ def test_a_refused_request_has_not_met_its_slo():
     )
     assert report["slo_met"] is False
     assert report["retry_after_s"] == 2.5
+
+
+def test_the_user_is_carried_and_the_bodys_own_wins():
+    attached = attach_fields(None, {}, user="ann")
+    assert user_of(attached["custom_params"]) == "ann"
+    own = {"custom_params": {"econoserve": {"user": "bob"}}}
+    assert user_of(attach_fields(own, {}, user="ann")["custom_params"]) == "bob"
+    assert attach_fields(None, {}, user="") is None
+    assert user_of(None) == ""
+    with pytest.raises(ValueError, match="user=5: give a name"):
+        attach_fields(None, {}, user=5)

@@ -83,6 +83,14 @@ class Calibrated:
             self._note(features.user, found[1], found[2], output_tokens)
         self.inner.observe(features, output_tokens, ended)
 
+    def forget(self, features: RequestFeatures) -> None:
+        """Wait no longer for the response of a request.
+
+        Args:
+            features: the object that was given to ``predict``.
+        """
+        self._pending.pop(id(features), None)
+
     def coverage(self, level: float) -> float:
         """The share of recent lengths that were not above the quantile that was told.
 

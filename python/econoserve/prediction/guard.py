@@ -61,6 +61,10 @@ class Guarded:
         except Exception as error:
             self._failed(repr(error))
 
+    def forget(self, features: RequestFeatures) -> None:
+        """See ``Calibrated.forget``."""
+        self.inner.forget(features)
+
     def state(self) -> State:
         """See ``Predictor.state``."""
         self._tell()

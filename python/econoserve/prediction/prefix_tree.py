@@ -167,7 +167,7 @@ class PrefixTree:
     def _contexts(self, features: RequestFeatures) -> _Contexts:
         """Kinds, keys and memories of all that is no prefix, general first."""
         user = features.user
-        form = features.model * 3 + features.constraint * 5 + features.cap_tokens
+        form = features.model * 3 + features.constraint * 5 + features.limit_tokens
         contexts = [
             (ALL, _ROOT, WINDOW),
             (FORM, mixed(FORM, form), WINDOW),

@@ -120,6 +120,8 @@ class RequestFeatures:
         user: who sends it, as ``fingerprint``; 0 where it does not say.
         model: model or adapter asked for, as ``fingerprint``.
         constraint: stop strings, grammar and whatever else forms the output, as ``fingerprint``.
+        limit_tokens: the limit that the request states; 0 where only the context length or the
+            KVC limits it, which says nothing of its response.
         expected_tokens: the sender's own estimate of the response, ``None`` without one.
     """
 
@@ -130,6 +132,7 @@ class RequestFeatures:
     user: int = 0
     model: int = 0
     constraint: int = 0
+    limit_tokens: int = 0
     expected_tokens: int | None = None
 
     @classmethod

@@ -3,13 +3,14 @@
 Owns the file's format: numpy's ``npz`` without pickled objects. It must not know any predictor.
 """
 
+import io
 import json
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
-from econoserve.prediction.predictor import Predictor
+from econoserve.prediction.predictor import Predictor, State
 
 VERSION = 1
 
@@ -18,18 +19,17 @@ class PredictorStateError(ValueError):
     """A file that holds no usable state; its message says what to do."""
 
 
-def save(predictor: Predictor, name: str, path: Path) -> None:
+def save(state: State, name: str, path: Path) -> None:
     """Write a predictor's state; whoever reads the file sees the old or the new one.
 
     Args:
-        predictor: whose state.
+        state: from ``Predictor.state``.
         name: of the predictor, as on the command line.
         path: the file.
 
     Raises:
         OSError: it cannot be written.
     """
-    state = predictor.state()
     arrays = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
     plain = {key: value for key, value in state.items() if key not in arrays}
     header = json.dumps({"version": VERSION, "predictor": name, "plain": plain})
@@ -39,20 +39,20 @@ def save(predictor: Predictor, name: str, path: Path) -> None:
     new.replace(path)
 
 
-def load(predictor: Predictor, name: str, path: Path) -> None:
+def load(predictor: Predictor, name: str, content: bytes, path: Path) -> None:
     """Read a predictor's state.
 
     Args:
         predictor: a new one; it takes the state over.
         name: of the predictor, as on the command line.
-        path: the file.
+        content: of the file.
+        path: the file, for errors.
 
     Raises:
         PredictorStateError: the file is broken, or another predictor's.
-        OSError: it cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
             state = {key: file[key] for key in file.files if key != "header"}
         if header["version"] != VERSION:

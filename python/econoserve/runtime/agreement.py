@@ -1,11 +1,13 @@
 """Whether all tensor-parallel ranks plan alike; one that does not would hang the others.
 
-Owns the running digest of plans and when it is compared.
+Owns the running digest of plans, when it is compared, and what the ranks must begin with alike.
 """
 
 import zlib
 
 import torch
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils import broadcast_pyobj
 from torch.distributed import ProcessGroup, ReduceOp, all_reduce
 
 from econoserve.core.types import IterationPlan
@@ -53,3 +55,21 @@ class Agreement:
         extremes = torch.tensor([self._digest, -self._digest], dtype=torch.int64)
         all_reduce(extremes, ReduceOp.MAX, group=group)
         return bool(extremes[0] == -extremes[1])
+
+
+def first_ranks(content: bytes | None) -> bytes | None:
+    """Make the first tensor-parallel rank's answer that of all.
+
+    Args:
+        content: this rank's answer.
+
+    Returns:
+        The first rank's.
+    """
+    group = get_parallel().tp_group
+    if group.world_size == 1:
+        return content
+    told: list[bytes | None] = broadcast_pyobj(
+        [content], group.rank, group.cpu_group, src=group.ranks[0]
+    )
+    return told[0]

@@ -33,6 +33,7 @@ from econoserve.runtime.building import Machine, build_policy
 from econoserve.runtime.feed import MetricsFeed
 from econoserve.runtime.learning import Learner
 from econoserve.runtime.requests import Pace, Record, Records
+from econoserve.runtime.work import work_of
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class PolicyHost:
             req: the request.
         """
         self.counters.refused_late += 1
-        self.records.close(req.rid)
+        self._close(req.rid)
         with self._tracking():
             self._policy.remove(req.rid, Outcome.REJECTED)
 
@@ -192,7 +193,7 @@ class PolicyHost:
         if record is not None and record.req is not req:
             # Another request of that id, which was refused.
             return
-        self.records.close(req.rid)
+        self._close(req.rid)
         failed = not req.finished() or isinstance(req.finished_reason, FINISH_ABORT)
         with self._tracking():
             self._policy.remove(req.rid, Outcome.ABORTED if failed else Outcome.FINISHED)
@@ -241,23 +242,8 @@ class PolicyHost:
         with self._tracking(launch):
             self._policy.on_launch(plan, launch)
             if launch.prefilled or launch.decoded:
-                self._works[self._launches] = self._work_of(launch)
+                self._works[self._launches] = work_of(launch, self._policy)
         self._launches += bool(launch.prefilled or launch.decoded)
-
-    def _work_of(self, launch: Launch) -> IterationWork:
-        """What a forward pass computes."""
-        books = self._policy.books
-        squared = 0
-        for part in launch.prefilled:
-            known = part.rid in books
-            context = books[part.rid].prefilled_tokens if known else part.cached_tokens
-            squared += part.tokens * max(context, part.tokens)
-        return IterationWork(
-            prefill_tokens=sum(part.tokens for part in launch.prefilled),
-            prefill_squared=squared,
-            decoding=len(launch.decoded),
-            context_tokens=self._policy.ledger.decoding_tokens,
-        )
 
     def _queue_is_full(self, req: Req) -> bool:
         limit = self._config.max_queue
@@ -373,8 +359,15 @@ class PolicyHost:
         return self._policy.tfs_tokens(len(self._policy.books.running), math.inf)
 
     def _open(self, req: Req, now_s: float) -> Record:
+        self.records.slo_of(req)
         features = self.learner.features(req)
         return self.records.open(req, now_s, features, self.learner.predict(features))
+
+    def _close(self, rid: str) -> None:
+        record = self.records.get(rid)
+        if record is not None:
+            self.learner.forget(record.features)
+            self.records.close(rid)
 
     def _readable_state(self) -> object:
         try:

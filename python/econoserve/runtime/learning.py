@@ -5,6 +5,8 @@ the same on every tensor-parallel rank.
 """
 
 import logging
+import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
 from econoserve.config import RuntimeConfig
 from econoserve.core.lengths import LengthPrediction
 from econoserve.prediction.guard import Guarded
+from econoserve.prediction.predictor import State
 from econoserve.prediction.registry import make_predictor
 from econoserve.prediction.request import RequestFeatures, fingerprint
 from econoserve.prediction.saving import load, save
@@ -24,7 +27,7 @@ logger = logging.getLogger(__name__)
 BUSY_PERIOD_S = 60.0
 """Time between two writes of the file while requests are served."""
 
-IDLE_PERIOD_S = 2.0
+IDLE_PERIOD_S = 10.0
 """And while nothing is going on."""
 
 
@@ -35,12 +38,17 @@ class Place:
     Attributes:
         replica: its number; ``None`` where there is one replica.
         writes: whether it writes the file: one rank of a replica does.
+        longest_tokens: of a prompt and its response together.
         adapter_of: the name of a request's LoRA adapter, empty without one.
+        agree: makes what the writing rank of a replica gives the answer on all of them, so that
+            they begin with the same file.
     """
 
     replica: int | None = None
     writes: bool = True
+    longest_tokens: int = 1 << 30
     adapter_of: Callable[[Req], str] = lambda req: ""
+    agree: Callable[[bytes | None], bytes | None] = lambda content: content
 
 
 def state_path(config: RuntimeConfig, replica: int | None) -> Path | None:
@@ -73,12 +81,16 @@ def check_state(config: RuntimeConfig, replicas: int) -> None:
         path = state_path(config, replica if replicas > 1 else None)
         if path is None:
             return
-        if not path.parent.is_dir():
+        flag = f"--econoserve-predictor-state={config.predictor_state!r}"
+        if not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
             raise ValueError(
-                f"--econoserve-predictor-state={config.predictor_state!r}: there is no folder "
-                f"{str(path.parent)!r}: make it, or name another file"
+                f"{flag}: {str(path.parent)!r} is no folder that can be written: make it, or name "
+                "another file"
             )
-        _restored(config, path)
+        try:
+            _restored(config, path, _content_of(path))
+        except OSError as error:
+            raise ValueError(f"{flag} cannot be read ({error}): name another file") from error
 
 
 class Learner:
@@ -96,9 +108,11 @@ class Learner:
         self._config = config
         self._place = place or Place()
         self._path = state_path(config, self._place.replica)
-        self.predictor = _restored(config, self._path)
+        content = _content_of(self._path) if self._place.writes else None
+        self.predictor = _restored(config, self._path, self._place.agree(content))
         self._news = 0
         self._saved_s: float | None = None
+        self._writer: threading.Thread | None = None
 
     def features(self, req: Req) -> RequestFeatures:
         """What a predictor may know of a request.
@@ -112,10 +126,13 @@ class Learner:
         Raises:
             ValueError: a field of ``custom_params`` is wrong.
         """
-        params = req.sampling_params
+        params, cap_tokens = req.sampling_params, req.sampling_params.max_new_tokens
+        # Upstream puts the room that is left in place of a limit that is missing.
+        room_tokens = self._place.longest_tokens - len(req.origin_input_ids) - 1
         return RequestFeatures.of_prompt(
             req.origin_input_ids,
-            params.max_new_tokens,
+            cap_tokens,
+            limit_tokens=0 if cap_tokens >= room_tokens else cap_tokens,
             user=fingerprint(user_of(params.custom_params)),
             model=fingerprint(self._place.adapter_of(req)),
             constraint=fingerprint(_constraint_of(req)),
@@ -143,13 +160,24 @@ class Learner:
             features: as they were on its arrival.
         """
         if isinstance(req.finished_reason, FINISH_ABORT) or req.sampling_params.max_new_tokens <= 1:
+            self.forget(features)
             return
         ended = not isinstance(req.finished_reason, FINISH_LENGTH)
         self.predictor.observe(features, max(len(req.output_ids_through_stop), 1), ended)
         self._news += 1
 
+    def forget(self, features: RequestFeatures) -> None:
+        """Wait no longer for a request's response.
+
+        Args:
+            features: the request's.
+        """
+        self.predictor.forget(features)
+
     def keep(self, now_s: float, period_s: float) -> None:
         """Write the file if something was learned and the last write is long enough ago.
+
+        Another thread writes, so that requests do not wait for it.
 
         Args:
             now_s: the time.
@@ -159,19 +187,33 @@ class Learner:
             return
         if self._saved_s is None:
             self._saved_s = now_s
-        if now_s - self._saved_s < period_s:
+        is_writing = self._writer is not None and self._writer.is_alive()
+        if now_s - self._saved_s < period_s or is_writing:
             return
         self._saved_s, self._news = now_s, 0
         try:
-            save(self.predictor, self._config.predictor, self._path)
+            state = self.predictor.state()
+        except Exception as error:
+            logger.error("What the predictor has learned cannot be kept: %r", error)
+            return
+        self._writer = threading.Thread(target=self._write, args=(state,), daemon=True)
+        self._writer.start()
+
+    def _write(self, state: State) -> None:
+        try:
+            save(state, self._config.predictor, self._path)
         except OSError as error:
             logger.error("What the predictor has learned cannot be kept: %s", error)
 
 
-def _restored(config: RuntimeConfig, path: Path | None) -> Guarded:
+def _content_of(path: Path | None) -> bytes | None:
+    return path.read_bytes() if path is not None and path.exists() else None
+
+
+def _restored(config: RuntimeConfig, path: Path | None, content: bytes | None) -> Guarded:
     predictor = make_predictor(config.predictor, config.rl_quantile, config.rl_prior)
-    if path is not None and path.exists():
-        load(predictor, config.predictor, path)
+    if path is not None and content is not None:
+        load(predictor, config.predictor, content, path)
     return predictor
 
 

@@ -164,10 +164,24 @@ class Records:
         Raises:
             ValueError: something about its SLO is wrong.
         """
-        slo_class, slo = resolve_slo(req.sampling_params.custom_params, self._classes)
+        slo_class, slo = self.slo_of(req)
         record = Record(req, now_s, features, prediction, slo, slo_class)
         self._records[req.rid] = record
         return record
+
+    def slo_of(self, req: Req) -> tuple[str, Slo]:
+        """A request's SLO.
+
+        Args:
+            req: the request.
+
+        Returns:
+            The class's name, and the objectives.
+
+        Raises:
+            ValueError: something about it is wrong.
+        """
+        return resolve_slo(req.sampling_params.custom_params, self._classes)
 
     def close(self, rid: str) -> None:
         """Forget a request.
@@ -231,9 +245,10 @@ class Records:
             Plain values: tokens, milliseconds in the scheduler, preemptions, and the SLO.
         """
         record = self._records.get(req.rid)
+        known = record is not None
         if record is None:
-            unknown = LengthPrediction((), 1.0, 0)
-            record = Record(req, now_s, RequestFeatures(0, 0), unknown, Slo())
+            nothing = LengthPrediction((), 1.0, 0)
+            record = Record(req, now_s, RequestFeatures(0, 0), nothing, Slo())
         started_s = now_s if record.started_s is None else record.started_s
         parked_s = record.parked_s
         if record.parked_since_s is not None:
@@ -246,7 +261,7 @@ class Records:
         }
         return {
             "prompt_tokens": len(req.origin_input_ids),
-            "predicted_tokens": record.prediction.tokens,
+            "predicted_tokens": record.prediction.tokens if known else 0,
             "output_tokens": len(req.output_ids_through_stop),
             "queue_ms": round((started_s - record.arrival_s) * 1e3, 3),
             "parked_ms": round(parked_s * 1e3, 3),

@@ -29,14 +29,20 @@ from econoserve.patches.host_kvc import bytes_per_token
 from econoserve.patches.output_report import ReportingStreamer
 from econoserve.patches.planned_prefill import PlannedOrder, PlannedPrefillAdder
 from econoserve.patches.scheduler_loop import Refusal
-from econoserve.runtime.agreement import Agreement
+from econoserve.runtime.agreement import Agreement, first_ranks
 from econoserve.runtime.building import Machine, host_tokens
 from econoserve.runtime.feed import MetricsFeed
 from econoserve.runtime.host import PolicyHost
 from econoserve.runtime.learning import BUSY_PERIOD_S, IDLE_PERIOD_S, Learner, Place
 from econoserve.runtime.metrics import Metrics
 from econoserve.runtime.shaping import ShapingScheduler
-from econoserve.runtime.support import Unsupported, check_arguments, check_pools, check_release
+from econoserve.runtime.support import (
+    Unsupported,
+    check_arguments,
+    check_policy,
+    check_pools,
+    check_release,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +61,9 @@ class EconoScheduler(ShapingScheduler):
     def init_running_status(self) -> None:
         """See upstream; also reads our settings and refuses what we do not support."""
         self.config = RuntimeConfig.from_environment()
-        check_arguments(resolving_view(self.server_args))
+        arguments = resolving_view(self.server_args)
+        check_arguments(arguments)
+        check_policy(arguments, self.config.policy)
         for sentence in check_release(self.config.allow_untested):
             logger.warning("EconoServe runs on an untested SGLang: %s", sentence)
         self.active_plan: IterationPlan | None = None
@@ -101,7 +109,9 @@ class EconoScheduler(ShapingScheduler):
         place = Place(
             replica=parallel.dp_rank if parallel.num_dp_ranks > 1 else None,
             writes=parallel.tp_rank == 0,
+            longest_tokens=self.max_req_len,
             adapter_of=lambda req: self.kv_event_lora_names.resolve(req.lora_id) or "",
+            agree=first_ranks,
         )
         return Learner(self.config, place)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from econoserve.patches import TESTED_SGLANG, check
+from econoserve.policies.econoserve import VARIANTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,23 @@ def check_arguments(arguments: Any) -> None:
     for rule in RULES:
         if rule.unsupported(arguments):
             raise Unsupported(rule.sentence)
+
+
+def check_policy(arguments: Any, policy: str) -> None:
+    """Refuse policies that do not know whether a prompt's LoRA adapter has a place.
+
+    Args:
+        arguments: SGLang's server arguments, resolved.
+        policy: its name.
+
+    Raises:
+        Unsupported: in one sentence that says what to choose.
+    """
+    if arguments.enable_lora and policy not in VARIANTS:
+        raise Unsupported(
+            f"LoRA adapters need a policy that knows their places: set --econoserve-policy to one "
+            f"of {', '.join(VARIANTS)}"
+        )
 
 
 def check_pools(is_hybrid_swa: bool, is_hybrid_ssm: bool, is_generation: bool) -> None:

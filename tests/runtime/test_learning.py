@@ -23,6 +23,13 @@ def request(prompt=tuple(range(5, 45)), end=STOPPED, tokens=20, **params):
     )
 
 
+def keep(learner, now_s):
+    """Let it write its file if ten seconds are over, and wait for that."""
+    learner.keep(now_s, period_s=10.0)
+    if learner._writer is not None:
+        learner._writer.join()
+
+
 def test_features_are_what_the_request_says():
     learner = Learner(RuntimeConfig(), Place(adapter_of=lambda req: "french"))
     ours = {"econoserve": {"user": "ann", "expected_tokens": 40}}
@@ -33,6 +40,12 @@ def test_features_are_what_the_request_says():
     assert (plain.user, plain.model, plain.constraint, plain.expected_tokens) == (0, 0, 0, None)
     assert 0 not in (features.user, features.model)
     assert learner.features(request(json_schema="{}")).constraint != 0
+
+
+def test_a_limit_that_only_the_context_sets_says_nothing():
+    learner = Learner(RuntimeConfig(), Place(longest_tokens=141))
+    assert learner.features(request(max_new_tokens=99)).limit_tokens == 99
+    assert learner.features(request(max_new_tokens=100)).limit_tokens == 0
 
 
 def test_a_bad_field_is_named():
@@ -71,8 +84,8 @@ def test_the_file_survives_a_restart(tmp_path):
     for number in range(50):
         req = request(tokens=20)
         learner.learn(req, learner.features(req))
-        learner.keep(now_s=float(number), period_s=10.0)
-    learner.keep(now_s=1000.0, period_s=10.0)
+        keep(learner, float(number))
+    keep(learner, 1000.0)
     restarted = Learner(config)
     told = restarted.predict(restarted.features(request()))
     assert told == learner.predict(learner.features(request()))
@@ -95,5 +108,7 @@ def test_a_file_that_cannot_be_used_is_refused_before_the_start(tmp_path):
     check_state(RuntimeConfig(predictor_state=str(tmp_path / "lengths")), replicas=1)
     with pytest.raises(ValueError, match=r"lengths\.1 holds no usable predictor state"):
         check_state(RuntimeConfig(predictor_state=str(tmp_path / "lengths")), replicas=2)
-    with pytest.raises(ValueError, match="there is no folder"):
+    with pytest.raises(ValueError, match=r"cannot be read .*: name another file"):
+        check_state(RuntimeConfig(predictor_state=str(tmp_path)), replicas=1)
+    with pytest.raises(ValueError, match="is no folder that can be written"):
         check_state(RuntimeConfig(predictor_state=str(tmp_path / "none" / "lengths")), replicas=1)
