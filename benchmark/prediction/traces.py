@@ -9,6 +9,7 @@ import csv
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def servegen_deepseek(folder: Path, limit: int) -> list[TraceRequest]:
             for at_s in _renewals(draw, start_s, rate * scale, max(variation, 0.1)):
                 prompt, output = (int(draw.choice(*table)) for table in tables)
                 features = RequestFeatures(max(prompt, 1), CAP_TOKENS, user=user)
-                requests.append(TraceRequest(at_s, features, max(output, 1)))
+                context = (client, int(start_s) // 21_600)
+                requests.append(TraceRequest(at_s, features, max(output, 1), context))
     return _from_zero(requests)
 
 
@@ -186,7 +188,7 @@ def _from_zero(requests: list[TraceRequest]) -> list[TraceRequest]:
         raise TraceError("the trace has no requests")
     requests = sorted(requests, key=lambda request: request.arrival_s)
     first_s = requests[0].arrival_s
-    return [TraceRequest(r.arrival_s - first_s, r.features, r.output_tokens) for r in requests]
+    return [replace(request, arrival_s=request.arrival_s - first_s) for request in requests]
 
 
 TRACES: dict[str, tuple[str | None, Callable[[Path, int], list[TraceRequest]]]] = {

@@ -105,7 +105,7 @@ class PrefixTree:
             rows.append(node.row)
             rest *= 1.0 - trust * (1.0 - general)
         factors = np.array((raws, narrows, wides), np.float32)
-        raw, narrow, wide = (factors @ self._nodes.histograms(rows)).astype(float)
+        raw, narrow, wide = factors @ self._nodes.histograms(rows)
         raw += rest * self._prior
         return grid.spread(raw, narrow, wide)
 
