@@ -170,7 +170,23 @@ def sharegpt_lengths(folder: Path, limit: int) -> list[TraceRequest]:
     Returns:
         The requests by arrival.
     """
-    path = folder / "sharegpt_val_10k_llama2.csv"
+    return _lengths(folder / "sharegpt_val_10k_llama2.csv", limit)
+
+
+def arxiv_lengths(folder: Path, limit: int) -> list[TraceRequest]:
+    """Lengths of papers and their summaries; arrivals are drawn at a constant rate.
+
+    Args:
+        folder: of the trace.
+        limit: most requests, the first ones.
+
+    Returns:
+        The requests by arrival.
+    """
+    return _lengths(folder / "arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", limit)
+
+
+def _lengths(path: Path, limit: int) -> list[TraceRequest]:
     draw = np.random.default_rng(13)
     requests, at_s = [], 0.0
     with path.open(newline="") as file:
@@ -196,6 +212,7 @@ TRACES: dict[str, tuple[str | None, Callable[[Path, int], list[TraceRequest]]]] 
     "mooncake": ("mooncake_conversation", mooncake_conversation),
     "servegen": ("servegen_deepseek_r1", servegen_deepseek),
     "sharegpt": ("sharegpt_val10k_lengths", sharegpt_lengths),
+    "arxiv": ("vidur_arxiv", arxiv_lengths),
     "synthetic": (None, lambda folder, limit: synthetic(limit)),
 }
 """Folder, and what reads it, by a trace's name."""
