@@ -25,8 +25,8 @@ ASSUMED = 30.0
 PERIOD = 20
 """Responses after which the correction is worked out anew."""
 
-PENDING = 65_536
-"""Predictions whose responses are waited for."""
+PENDING = 16_384
+"""Predictions whose responses are waited for; of older ones, coverage is not learned."""
 
 STEPS = 256
 """Parts of the range from 0 to 1 in which levels are counted."""
