@@ -4,7 +4,8 @@ Owns the order of events and what is measured of the predictions.
 """
 
 import heapq
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from statistics import median
@@ -31,6 +32,8 @@ class Accuracy:
         pinball_50: pinball loss of the median, in tokens.
         pinball_90: of the 0.9 quantile.
         coverage_90: share of lengths not above the 0.9 quantile, after settling.
+        mae_informed: ``mae`` of those requests of whose context something was known, ``None`` if
+            there were none; see ``informed``.
         us_per_request: median time to predict and to learn.
         requests: how many.
     """
@@ -39,6 +42,7 @@ class Accuracy:
     pinball_50: float
     pinball_90: float
     coverage_90: float
+    mae_informed: float | None
     us_per_request: float
     requests: int
 
@@ -104,14 +108,58 @@ def measure(requests: Sequence[TraceRequest], predictor: Predictor) -> Accuracy:
     covered = [
         length <= high for length, high in zip(lengths[settled:], highs[settled:], strict=True)
     ]
+    errors = [abs(y - q) for y, q in zip(lengths, medians, strict=True)]
+    known = [error for error, flag in zip(errors, informed(requests), strict=True) if flag]
     return Accuracy(
-        mae=_mean([abs(y - q) for y, q in zip(lengths, medians, strict=True)]),
+        mae_informed=_mean(known) if known else None,
+        mae=_mean(errors),
         pinball_50=_pinball(lengths, medians, 0.5),
         pinball_90=_pinball(lengths, highs, 0.9),
         coverage_90=_mean(covered),
         us_per_request=spent_s * 1e6,
         requests=len(requests),
     )
+
+
+def informed(requests: Sequence[TraceRequest]) -> list[bool]:
+    """Which requests came after one of the same user, or with a prefix that is not everyone's.
+
+    Args:
+        requests: by arrival.
+
+    Returns:
+        A flag for each.
+    """
+    uses = Counter(key for request in requests for key in request.features.prefix_hashes)
+    seen: set[int] = set()
+    flags = []
+    for request in requests:
+        features = request.features
+        keys = {key for key in features.prefix_hashes if uses[key] < len(requests) / 2}
+        if features.user:
+            keys.add(features.user)
+        flags.append(not keys.isdisjoint(seen))
+        seen |= keys
+    return flags
+
+
+def hindsight(requests: Sequence[TraceRequest]) -> float | None:
+    """The error of who knows of each context the median of all its lengths, also of later ones.
+
+    Args:
+        requests: of a trace that says what lengths were drawn from.
+
+    Returns:
+        Mean distance of the medians from the lengths in tokens; ``None`` without contexts.
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for request in requests:
+        if request.context is not None:
+            groups.setdefault(request.context, []).append(request.output_tokens)
+    if not groups:
+        return None
+    errors = [abs(y - median(lengths)) for lengths in groups.values() for y in lengths]
+    return _mean(errors)
 
 
 def _pinball(lengths: list[int], quantiles: list[int], level: float) -> float:

@@ -67,7 +67,18 @@ def synthetic(limit: int, seed: int = 5) -> list[TraceRequest]:
             del earlier[:-50]
         effect = style + obedience[number] * effects[word] + draw.normal(0.0, SIGMA)
         output_tokens = int(np.clip(medians[number] * np.exp(effect), 1, 8192))
-        user = fingerprint(f"user {draw.integers(USERS)}")
-        features = RequestFeatures.of_prompt(prompt.tolist(), CAP_TOKENS, user=user)
-        requests.append(TraceRequest(at_s, features, output_tokens))
+        user = int(draw.integers(USERS))
+        features = RequestFeatures.of_prompt(
+            prompt.tolist(),
+            CAP_TOKENS,
+            user=fingerprint(f"user {user}"),
+            expected_tokens=_hint(draw, user, output_tokens),
+        )
+        requests.append(TraceRequest(at_s, features, output_tokens, (number, word)))
     return requests
+
+
+def _hint(draw: np.random.Generator, user: int, output_tokens: int) -> int | None:
+    """A third of the users give good hints, twice too high; a third bad ones; the rest none."""
+    factor, wild = draw.lognormal(0.7, 0.2), draw.integers(1, 4000)
+    return (int(output_tokens * factor) + 1, int(wild), None)[user % 3]

@@ -1,5 +1,6 @@
 """One request of a trace, as all readers give it."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from econoserve.prediction.request import RequestFeatures
@@ -20,8 +21,10 @@ class TraceRequest:
         arrival_s: from the trace's begin.
         features: what a server sees.
         output_tokens: the length of its response.
+        context: what its length was drawn from, where that is known. No predictor sees it.
     """
 
     arrival_s: float
     features: RequestFeatures
     output_tokens: int
+    context: Hashable = None

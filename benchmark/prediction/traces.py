@@ -9,6 +9,7 @@ import csv
 import json
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def servegen_deepseek(folder: Path, limit: int) -> list[TraceRequest]:
             for at_s in _renewals(draw, start_s, rate * scale, max(variation, 0.1)):
                 prompt, output = (int(draw.choice(*table)) for table in tables)
                 features = RequestFeatures(max(prompt, 1), CAP_TOKENS, user=user)
-                requests.append(TraceRequest(at_s, features, max(output, 1)))
+                context = (client, int(start_s) // 21_600)
+                requests.append(TraceRequest(at_s, features, max(output, 1), context))
     return _from_zero(requests)
 
 
@@ -168,7 +170,23 @@ def sharegpt_lengths(folder: Path, limit: int) -> list[TraceRequest]:
     Returns:
         The requests by arrival.
     """
-    path = folder / "sharegpt_val_10k_llama2.csv"
+    return _lengths(folder / "sharegpt_val_10k_llama2.csv", limit)
+
+
+def arxiv_lengths(folder: Path, limit: int) -> list[TraceRequest]:
+    """Lengths of papers and their summaries; arrivals are drawn at a constant rate.
+
+    Args:
+        folder: of the trace.
+        limit: most requests, the first ones.
+
+    Returns:
+        The requests by arrival.
+    """
+    return _lengths(folder / "arxiv_summarization_stats_llama2_tokenizer_filtered_v2.csv", limit)
+
+
+def _lengths(path: Path, limit: int) -> list[TraceRequest]:
     draw = np.random.default_rng(13)
     requests, at_s = [], 0.0
     with path.open(newline="") as file:
@@ -186,7 +204,7 @@ def _from_zero(requests: list[TraceRequest]) -> list[TraceRequest]:
         raise TraceError("the trace has no requests")
     requests = sorted(requests, key=lambda request: request.arrival_s)
     first_s = requests[0].arrival_s
-    return [TraceRequest(r.arrival_s - first_s, r.features, r.output_tokens) for r in requests]
+    return [replace(request, arrival_s=request.arrival_s - first_s) for request in requests]
 
 
 TRACES: dict[str, tuple[str | None, Callable[[Path, int], list[TraceRequest]]]] = {
@@ -194,6 +212,7 @@ TRACES: dict[str, tuple[str | None, Callable[[Path, int], list[TraceRequest]]]] 
     "mooncake": ("mooncake_conversation", mooncake_conversation),
     "servegen": ("servegen_deepseek_r1", servegen_deepseek),
     "sharegpt": ("sharegpt_val10k_lengths", sharegpt_lengths),
+    "arxiv": ("vidur_arxiv", arxiv_lengths),
     "synthetic": (None, lambda folder, limit: synthetic(limit)),
 }
 """Folder, and what reads it, by a trace's name."""

@@ -25,8 +25,8 @@ ASSUMED = 30.0
 PERIOD = 20
 """Responses after which the correction is worked out anew."""
 
-PENDING = 65_536
-"""Predictions whose responses are waited for."""
+PENDING = 16_384
+"""Predictions whose responses are waited for; of older ones, coverage is not learned."""
 
 STEPS = 256
 """Parts of the range from 0 to 1 in which levels are counted."""
@@ -59,9 +59,10 @@ class Calibrated:
     def __init__(self, inner: Graded) -> None:
         self.inner = inner
         self._pending: OrderedDict[int, tuple] = OrderedDict()
-        # Of each response: its level in the predictor's distribution, its weight, and how many of
-        # the quantiles that were told it exceeds.
-        self._recent: deque[tuple[float, float, int]] = deque(maxlen=WINDOW)
+        # Of each response: its level in the predictor's distribution (of STEPS), its weight, and
+        # how many of the quantiles that were told it exceeds.
+        self._recent: deque[tuple[int, float, int]] = deque()
+        self._counts = [0.0] * STEPS
         self._shares: Shares | None = None
         self._news = 0
         self._levels = LEVELS
@@ -112,6 +113,7 @@ class Calibrated:
             **self.inner.state(),
             "calibration_recent": np.array(self._recent, float).reshape(-1, 3),
             "calibration_levels": self._levels,
+            "calibration_counts": np.array(self._counts),
             "calibration_news": self._news,
             "calibration_users": np.array([user for user, _ in givers], np.uint64),
             "calibration_given": np.array([given for _, given in givers], float),
@@ -127,7 +129,10 @@ class Calibrated:
         users, given = state["calibration_users"].tolist(), state["calibration_given"].tolist()
         self.inner.restore(state)
         self._recent.clear()
-        self._recent.extend((level, weight, int(told)) for level, weight, told in recent.tolist())
+        self._recent.extend(
+            (int(step), weight, int(below)) for step, weight, below in recent.tolist()
+        )
+        self._counts = state["calibration_counts"].tolist()
         givers = list(zip(users, given, strict=True))
         self._shares = Shares.of(givers) if givers else None
         self._levels, self._news = state["calibration_levels"], int(state["calibration_news"])
@@ -146,7 +151,12 @@ class Calibrated:
         middle = (below + bisect_right(quantiles, output_tokens)) // 2
         low = levels[middle - 1] if middle else 0.0
         high = levels[middle] if middle < len(levels) else 1.0
-        self._recent.append(((low + high) / 2, weight, below))
+        step = min(int((low + high) / 2 * STEPS), STEPS - 1)
+        self._recent.append((step, weight, below))
+        self._counts[step] += weight
+        if len(self._recent) > WINDOW:
+            step, weight, _ = self._recent.popleft()
+            self._counts[step] -= weight
         self._news += 1
         if self._news >= PERIOD:
             self._learn()
@@ -154,9 +164,8 @@ class Calibrated:
     def _learn(self) -> None:
         """Which level to ask for instead of each."""
         self._news = 0
-        found = np.array([level for level, _, _ in self._recent])
-        weights = np.array([weight for _, weight, _ in self._recent])
-        counts, _ = np.histogram(found, _ENDS, weights=weights)
+        # Sums of what was added and taken away may fall short of zero by a rounding error.
+        counts = np.maximum(self._counts, 0.0)
         shares = (counts + ASSUMED / STEPS) / (counts.sum() + ASSUMED)
         rising = np.concatenate(((0.0,), np.cumsum(shares)))
         self._levels = np.interp(LEVELS, rising, _ENDS)

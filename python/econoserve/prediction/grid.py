@@ -49,7 +49,7 @@ _NEXT = 1.0 - 1e-9
 
 def _kernel(sigma: float) -> np.ndarray:
     weights = np.exp(-0.5 * (np.arange(-PAD, PAD + 1) / sigma) ** 2)
-    return weights / weights.sum()
+    return (weights / weights.sum()).astype(np.float32)
 
 
 KERNELS = (_kernel(1.5), _kernel(5.0))
@@ -104,7 +104,9 @@ def prediction(
         Its quantiles, interpolated within buckets.
     """
     known = np.zeros(BUCKETS + 1)
-    np.cumsum(density[PAD : PAD + BUCKETS] + _FLOOR, out=known[1:])
+    rising = known[1:]
+    np.add(density[PAD : PAD + BUCKETS], _FLOOR, out=rising)
+    np.cumsum(rising, out=rising)
     lengths = np.interp(levels * known[-1], known, _ENDS)
     # An end of a bucket is a length; a place within it counts as the next one.
     return LengthPrediction(tuple((lengths + _NEXT).astype(np.int64).tolist()), level, cap_tokens)
@@ -123,7 +125,7 @@ def prior(mean_tokens: int) -> np.ndarray:
     density = np.zeros(WIDTH)
     # Responses longer than assumed must stay possible.
     density[PAD : PAD + BUCKETS] = share / share.sum() + 1e-5
-    return density / density.sum()
+    return (density / density.sum()).astype(np.float32)
 
 
 def beyond(density: np.ndarray, tokens: int) -> np.ndarray:

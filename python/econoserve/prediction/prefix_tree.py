@@ -6,6 +6,7 @@ system prompt, a template or a conversation share its experience; the more speci
 into the more general one as far as it has proved worth it.
 """
 
+import math
 from operator import itemgetter
 
 import numpy as np
@@ -20,11 +21,14 @@ from econoserve.prediction.request import RequestFeatures, mixed
 NODES = 65_536
 """Keys remembered. With histograms of 512 bytes at most 32 MB, and some 200 bytes each."""
 
-PREFIXES = 4
+PREFIXES = 3
 """Most prefixes whose experience is read for one prediction."""
 
 DISTINCT = 1.3
 """A shorter prefix is read, too, if it saw so many times as much."""
+
+ALIKE = 0.97
+"""A form that saw this share of everything is not read."""
 
 GROWTH = 2
 """Prefixes that an observation adds below the known ones."""
@@ -48,7 +52,10 @@ SETTLED = 2000
 """Observations after which only every fourth is used to judge what to believe: it takes time."""
 
 
-_ROOT = mixed(ALL, 0)
+# Fingerprints are random enough; a salt keeps the kinds apart.
+_SALT = [mixed(kind, 1) for kind in range(MOST + 1)]
+_ROOT = _SALT[ALL]
+_BITS = (1 << 64) - 1
 _Contexts = list[tuple[int, int, float]]
 
 
@@ -105,7 +112,7 @@ class PrefixTree:
             rows.append(node.row)
             rest *= 1.0 - trust * (1.0 - general)
         factors = np.array((raws, narrows, wides), np.float32)
-        raw, narrow, wide = (factors @ self._nodes.histograms(rows)).astype(float)
+        raw, narrow, wide = factors @ self._nodes.histograms(rows)
         raw += rest * self._prior
         return grid.spread(raw, narrow, wide)
 
@@ -167,15 +174,16 @@ class PrefixTree:
     def _contexts(self, features: RequestFeatures) -> _Contexts:
         """Kinds, keys and memories of all that is no prefix, general first."""
         user = features.user
-        form = features.model * 3 + features.constraint * 5 + features.limit_tokens
+        form = (features.model * 3 + features.constraint * 5 + features.limit_tokens) & _BITS
+        length = (form * 131 + features.prompt_tokens.bit_length()) & _BITS
         contexts = [
             (ALL, _ROOT, WINDOW),
-            (FORM, mixed(FORM, form), WINDOW),
-            (LENGTH, mixed(LENGTH, form + features.prompt_tokens.bit_length() * 7919), WINDOW),
+            (FORM, form ^ _SALT[FORM], WINDOW),
+            (LENGTH, length ^ _SALT[LENGTH], WINDOW),
         ]
         if user:
-            contexts.append((USER, mixed(USER, user), WINDOW))
-            contexts.append((RECENT, mixed(RECENT, user), RECENTLY))
+            contexts.append((USER, user ^ _SALT[USER], WINDOW))
+            contexts.append((RECENT, user ^ _SALT[RECENT], RECENTLY))
         return contexts
 
     def _chain(
@@ -184,10 +192,13 @@ class PrefixTree:
         """Experiences to combine, the general first: (order, class, node, trust)."""
         get, user, clock = self._nodes.get, features.user, self._nodes.clock
         found: list[tuple[int, Node]] = []
+        said = math.inf
         for kind, key, _ in contexts:
             node = get(key)
-            if node is not None:
+            # Where all requests are of one form, it says again what all of them say.
+            if node is not None and (kind != FORM or node.mass < ALIKE * said):
                 found.append((kind, node))
+                said = node.mass
         hashes = features.prefix_hashes
         most, enough = len(hashes) - LONGEST, 0.0
         left = PREFIXES

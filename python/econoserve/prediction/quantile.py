@@ -141,11 +141,8 @@ class GlobalQuantiles:
         return self._lengths.predict(features.cap_tokens)
 
     def predict_at(self, features: RequestFeatures, levels: np.ndarray) -> LengthPrediction:
-        """See ``Graded.predict_at``."""
-        known = self._lengths.predict(features.cap_tokens)
-        places = np.ceil(levels * len(known.quantiles_tokens)).astype(int) - 1
-        quantiles = tuple([known.quantiles_tokens[place] for place in places.tolist()])
-        return LengthPrediction(quantiles, known.level, known.cap_tokens)
+        """See ``Graded.predict_at``; the levels of the last lengths are true as they are."""
+        return self.predict(features)
 
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``."""

@@ -15,8 +15,8 @@ EDGE_TOKENS = 64
 """Tokens kept of a prompt's beginning and as many of its end, for n-grams. Our choice."""
 
 
-CUTS = tuple(8 << power for power in range(12))
-"""Lengths of the prefixes that are hashed, in tokens: 8 to 16,384. Twice as many predict no better
+CUTS = tuple(16 << power for power in range(11))
+"""Lengths of the prefixes that are hashed, in tokens: 16 to 16,384. Twice as many predict no better
 (docs/results/prediction.md)."""
 
 _STARTS = np.array((0, *CUTS[:-1]))
@@ -160,11 +160,11 @@ class RequestFeatures:
             buckets: size of the table that they index, a power of two.
 
         Returns:
-            Ascending indices, each once; computed at each call.
+            Indices, some of them several times; computed at each call.
         """
         tokens = np.frombuffer(self.edges, np.int32).astype(np.uint64) + np.uint64(1)
         pairs = tokens[1:] * np.uint64(0x9E3779B1) + tokens[:-1]
         triples = pairs[1:] * np.uint64(0x85EBCA77) + tokens[:-2]
         grams = np.concatenate((tokens, pairs, triples)) * np.uint64(0x9E3779B97F4A7C15)
         shift = np.uint64(64 - (buckets.bit_length() - 1))
-        return np.unique((grams >> shift).astype(np.int64))
+        return (grams >> shift).astype(np.int64)

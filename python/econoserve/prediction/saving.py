@@ -6,6 +6,7 @@ Owns the file's format: numpy's ``npz`` without pickled objects. It must not kno
 import io
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,18 @@ import numpy as np
 from econoserve.prediction.predictor import Predictor, State
 
 VERSION = 1
+
+BROKEN = (
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What reading a damaged file, or one of something else, raises."""
 
 
 class PredictorStateError(ValueError):
@@ -49,7 +62,8 @@ def load(predictor: Predictor, name: str, content: bytes, path: Path) -> None:
         path: the file, for errors.
 
     Raises:
-        PredictorStateError: the file is broken, or another predictor's.
+        PredictorStateError: the file is broken, or another predictor's; go on with a new
+            predictor, since this one may have taken over a part of it.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -60,13 +74,7 @@ def load(predictor: Predictor, name: str, content: bytes, path: Path) -> None:
         if header["predictor"] != name:
             raise ValueError(f"it is of the predictor {header['predictor']!r}, not {name!r}")
         predictor.restore(state | header["plain"])
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError) as error:
-        raise _refusal(path, error) from error
-    except zipfile.BadZipFile as error:
-        raise _refusal(path, error) from error
-
-
-def _refusal(path: Path, error: Exception) -> PredictorStateError:
-    return PredictorStateError(
-        f"{path} holds no usable predictor state ({error}): delete it, or name another file"
-    )
+    except BROKEN as error:
+        raise PredictorStateError(
+            f"{path} holds no usable predictor state ({error}): delete it, or name another file"
+        ) from error

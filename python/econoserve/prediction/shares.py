@@ -46,9 +46,8 @@ class Shares:
         Returns:
             From 0 to 1.
         """
-        slot = user & LOWEST
-        given = self._given
         weight = self.voice(user)
+        slot, given = user & LOWEST, self._given
         given[slot] = given.get(slot, 0.0) + weight
         self._total += weight
         if self._total > MEMORY:
@@ -69,7 +68,10 @@ class Shares:
         others = len(self._given) - 1
         if not mine or not others:
             return 1.0
-        return min(max(FAIR * (self._total - mine) / others + 1.0 - mine, 0.0), 1.0)
+        room = FAIR * (self._total - mine) / others + 1.0 - mine
+        if room >= 1.0:
+            return 1.0
+        return room if room > 0.0 else 0.0
 
     def trust(self, user: int) -> float:
         """How far this experience may be believed for a user.

@@ -104,9 +104,9 @@ class Text:
         self._weights, self._steps, self._seen, self._signs = np.array(own["model"], float)
 
     def _telling(self, grams: np.ndarray) -> np.ndarray:
-        """Those that tell something."""
+        """Those that tell something, each once."""
         seen, signs = self._seen[grams], self._signs[grams]
-        return grams[(signs * signs > TELLING**2 * seen) & (seen >= ENOUGH)]
+        return np.unique(grams[(signs * signs > TELLING**2 * seen) & (seen >= ENOUGH)])
 
     def _factor(self, telling: np.ndarray) -> float:
         """The logarithm of the factor that they suggest."""
@@ -114,12 +114,13 @@ class Text:
 
     def _sign(self, grams: np.ndarray, sign: float) -> None:
         """Note that a response lay above or below what the tree says."""
+        # An n-gram that is there twice is written twice, the same: it counts once.
         self._seen[grams] += abs(sign)
         self._signs[grams] += sign
         many = grams[self._seen[grams] > MANY]
         if len(many):
-            self._seen[many] /= 2
-            self._signs[many] /= 2
+            self._seen[many] = self._seen[many] / 2
+            self._signs[many] = self._signs[many] / 2
 
     def _step(self, telling: np.ndarray, sign: float) -> None:
         """Move towards a length above or below the estimate."""

@@ -343,7 +343,7 @@ class PolicyHost:
             "running": len(books.running),
             "hosted_tokens": getattr(ledger, "hosted_tokens", 0),
             "tfs_tokens": self.tfs_tokens(),
-            "prediction_coverage_90": round(self.learner.predictor.inner.coverage(0.9), 4),
+            "prediction_coverage_90": round(self.learner.predictor.coverage(0.9), 4),
             "total_prediction_fallbacks": self.learner.predictor.fallbacks,
             **{f"total_{name}": value for name, value in asdict(self.counters).items()},
         }
