@@ -72,6 +72,9 @@ def main():
         max_loras_per_batch=MOST_PER_BATCH,
         econoserve_tfs=64,
         econoserve_parked_kvc=0.5,
+        # It does not learn from one request what the next of its kind will be.
+        econoserve_predictor="quantile",
+        econoserve_kvc_risk=0.95,
         econoserve_rl_prior=2,
         econoserve_rl_quantile=0.02,
         econoserve_kvc_reserve=0.0,

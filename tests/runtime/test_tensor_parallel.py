@@ -12,6 +12,7 @@ from test_equal_outputs import assert_nothing_is_left, differences
 WORKER = Path(__file__).parent / "tensor_parallel.py"
 SHORT_SIGHTED = {
     # Promises run out, so that tasks are preempted.
+    "econoserve_predictor": "quantile",
     "econoserve_rl_prior": 2,
     "econoserve_rl_quantile": 0.02,
     "econoserve_kvc_reserve": 0.0,
@@ -38,12 +39,17 @@ def run_two(folder, **options):
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores")
-def test_two_ranks_agree_and_change_no_output(stock, tmp_path):
-    result = run_two(tmp_path, tp_size=2, **SHORT_SIGHTED, **OFFLOAD)
+@pytest.mark.parametrize(
+    ("options", "happened"),
+    [({**SHORT_SIGHTED, **OFFLOAD}, "total_offloaded"), ({}, "total_parked")],
+    ids=["wrong predictions", "predictions that are learned"],
+)
+def test_two_ranks_agree_and_change_no_output(stock, tmp_path, options, happened):
+    result = run_two(tmp_path, tp_size=2, **options)
     assert len(result["outputs"]) >= 50
     assert differences(stock, result, ("penalty",)) == []
     (state,) = result["states"]
     assert_nothing_is_left(state)
     assert state["total_rank_divergences"] == 0
     assert state["total_planning_errors"] == state["total_allocation_failures"] == 0
-    assert state["total_offloaded"] > 0, state
+    assert state[happened] > 0, state

@@ -84,6 +84,8 @@ class LiveServer:
                 stderr=subprocess.STDOUT,
                 env=environment,
                 start_new_session=True,
+                # Tests that run in the background of a shell ignore it, and so would the server.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         self.http = httpx.Client(base_url=self.url, timeout=REQUEST_TIMEOUT_S)
         self.openai = openai.OpenAI(
