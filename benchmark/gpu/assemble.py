@@ -2,8 +2,8 @@
 
 Runs on a machine without a network, with the standard library only. Parts may arrive in several
 calls, any number at a time: each is checked and kept, what is complete is installed, and what is
-missing is named. Nothing outside the target is changed, and no ``.pth`` file is written: the path
-for Python is printed.
+missing is named. Nothing outside the target is changed, and no ``.pth`` file is written: the
+variables to set are printed, and written to ``environment.sh`` in the target.
 """
 
 import argparse
@@ -24,9 +24,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFEST = "manifest.json"
+ENVIRONMENT = "environment.sh"
 FORMAT = 1
 CHUNK_BYTES = 1 << 20
 MIB = 1 << 20
+
+SETTINGS = {
+    # The machine's cuDNN may be older than the one that torch was built with; nothing here uses it.
+    "PYTORCH_SKIP_CUDNN_COMPATIBILITY_CHECK": "1",
+    # There is no network to ask for models.
+    "HF_HUB_OFFLINE": "1",
+}
 
 DONE, FAILED, INCOMPLETE = 0, 1, 3
 """Exit statuses: in order; something is wrong; parts are missing."""
@@ -66,16 +74,17 @@ class Layout:
         """One file for each installed distribution."""
         return self.target / "installed"
 
-    def python_path(self, repository: Path) -> str:
-        """The value of ``PYTHONPATH``.
+    def environment(self, repository: Path) -> dict[str, str]:
+        """Variables under which Python finds what was installed.
 
         Args:
             repository: a checkout of EconoServe.
 
         Returns:
-            Folders, joined.
+            Values by name.
         """
-        return os.pathsep.join(str(path) for path in (self.site, self.project, repository))
+        path = os.pathsep.join(str(one) for one in (self.site, self.project, repository))
+        return {"PYTHONPATH": path, **SETTINGS}
 
 
 def sha256_of(path: Path) -> str:
@@ -326,7 +335,7 @@ def doctor(layout: Layout, repository: Path) -> int:
     Returns:
         Its exit status.
     """
-    environment = {**os.environ, "PYTHONPATH": layout.python_path(repository)}
+    environment = {**os.environ, **layout.environment(repository)}
     command = [sys.executable, "-m", "econoserve.cli", "doctor"]
     return subprocess.run(command, env=environment, check=False).returncode
 
@@ -364,7 +373,9 @@ def main(argv: list[str] | None = None) -> int:
         return FAILED
     print(f"libraries of the machine: {', '.join(linked) or 'none found'}")
     status = DONE if options.no_doctor else doctor(layout, repository)
-    print(f"export PYTHONPATH={layout.python_path(repository)}")
+    exports = [f"export {name}={value}" for name, value in layout.environment(repository).items()]
+    (layout.target / ENVIRONMENT).write_text("\n".join(exports) + "\n")
+    print("\n".join([*exports, f"# the same: . {layout.target / ENVIRONMENT}"]))
     return DONE if status == 0 else FAILED
 
 

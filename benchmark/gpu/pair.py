@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +29,16 @@ class EngineFailed(Exception):
     """An engine did not start, crashed or did not answer; the message holds the end of its log."""
 
 
+class Start(Enum):
+    """How two engines are started."""
+
+    TOGETHER = "together"
+    """Sooner done."""
+
+    ONE_BY_ONE = "one by one"
+    """The second one sees how much of the GPU's memory the first one has left."""
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What both systems are started with.
@@ -38,6 +49,7 @@ class Setup:
         eos_ids: tokens that end a response.
         max_new_tokens: the limit that requests of a burst state.
         limit_s: time for one answer of an engine, and for its start.
+        start: how two engines are started.
         settings: EconoServe's settings by name, without their prefix.
     """
 
@@ -46,7 +58,8 @@ class Setup:
     eos_ids: Sequence[int]
     max_new_tokens: int
     limit_s: float
-    settings: dict[str, Any]
+    start: Start
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def job(self, system: str) -> dict[str, Any]:
         """What a worker is told.
@@ -76,30 +89,36 @@ class Engine:
         system: ``stock`` or ``econoserve``.
         setup: what it is started with.
         log: file for what it prints.
-
-    Raises:
-        EngineFailed: it does not start.
     """
 
     def __init__(self, system: str, setup: Setup, log: Path) -> None:
         self.system, self._setup, self._log = system, setup, log
         self._pipe, theirs = Pipe()
+        # Compilers that are installed beside Python are found.
+        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         with log.open("wb") as output, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmark.gpu.worker", str(theirs.fileno())],
                 cwd=ROOT,
+                env={**os.environ, "PATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        try:
-            self._pipe.send(setup.job(system))
-            self.start_s = self._answer()["start_s"]
-        except BaseException:
-            self._kill()
-            raise
+        self._pipe.send(setup.job(system))
+
+    def wait(self) -> float:
+        """Wait until it has started; to be called once, before anything is asked.
+
+        Returns:
+            Seconds that it took to start.
+
+        Raises:
+            EngineFailed: it does not start.
+        """
+        return self._answer()["start_s"]
 
     def ask(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Have something measured.
@@ -142,7 +161,7 @@ class Engine:
 
     def _failed(self, reason: str) -> EngineFailed:
         tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
-        return EngineFailed(f"{self.system}: {reason}\nits log ends with\n{tail}")
+        return EngineFailed(f"{self.system}: its log ends with\n{tail}\n{self.system}: {reason}")
 
     def _kill(self) -> None:
         # SGLang's processes are in the worker's session, so nothing is left over.
@@ -154,7 +173,7 @@ class Engine:
 
 @contextlib.contextmanager
 def both(setup: Setup, logs: Path) -> Iterator[dict[str, Engine]]:
-    """Start both systems, one after the other, so that each sees the memory that is left.
+    """Start both systems.
 
     Args:
         setup: what they are started with.
@@ -171,6 +190,11 @@ def both(setup: Setup, logs: Path) -> Iterator[dict[str, Engine]]:
         for system in SYSTEMS:
             engines[system] = Engine(system, setup, logs / f"{system}.log")
             stack.callback(engines[system].close)
+            if setup.start is Start.ONE_BY_ONE:
+                engines[system].wait()
+        if setup.start is Start.TOGETHER:
+            for engine in engines.values():
+                engine.wait()
         yield engines
 
 

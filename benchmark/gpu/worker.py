@@ -92,12 +92,17 @@ class Bench:
             ``added_ms`` by each iteration with a prompt to one without, how many there were
             (``iterations``), and the prompt ``tokens`` of each.
         """
-        run = self.engine.loop.run_until_complete
+
+        def seconds(beside: int) -> float:
+            flush(self.engine)
+            work = self._together(running, tokens, [prompt_tokens] * beside)
+            return self.engine.loop.run_until_complete(work)
+
         tokens = WARM_TOKENS + 4 * prompts
-        run(self._together(running, tokens, [prompt_tokens]))
-        alone_s = run(self._together(running, tokens, []))
+        seconds(1)
+        alone_s = seconds(0)
         before = self._totals()["mixed_batches"]
-        mixed_s = run(self._together(running, tokens, [prompt_tokens] * prompts))
+        mixed_s = seconds(prompts)
         iterations = self._totals()["mixed_batches"] - before
         return {
             "iterations": iterations,
@@ -107,7 +112,6 @@ class Bench:
 
     async def _together(self, running: int, tokens: int, prompts: list[int]) -> float:
         """Seconds until some requests have decoded, while prompts are computed one by one."""
-        flush(self.engine)
         began_s = time.perf_counter()
         started = [asyncio.Event() for _ in range(running)]
         decoding = [

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmark.gpu import check as command_line
-from benchmark.gpu import models, stages
+from benchmark.gpu import models, serving, stages
+from benchmark.gpu.context import failures
 from benchmark.gpu.lengths import draw_requests, longest_output_tokens
 from benchmark.gpu.pair import turns
 from benchmark.gpu.profile import Timed, decode_samples, fit, mixed_samples
@@ -28,7 +29,6 @@ VALUES = {
         "counters": {},
     },
     "unconstrained-demo": {
-        "start_s": {},
         "decode": {
             name: [{"running": 8, "context_tokens": 16, "iteration_ms": ms}]
             for name, ms in (("stock", 4.0), ("econoserve", 4.1))
@@ -204,7 +204,7 @@ def test_outputs_are_compared_up_to_their_first_difference():
 
 def test_failed_and_wrong_answers_are_named():
     fine = {"error": None, "output_tokens": 3, "wanted_tokens": 3}
-    found = stages.failures([fine, {**fine, "error": "aborted"}, {**fine, "output_tokens": 2}])
+    found = failures([fine, {**fine, "error": "aborted"}, {**fine, "output_tokens": 2}])
     assert found == ["request 1: aborted", "request 2: 2 output tokens instead of 3"]
 
 
@@ -214,14 +214,14 @@ def test_ratios_and_overhead():
         for system, values in (("stock", (2.0, 4.0)), ("econoserve", (3.0, 8.0)))
         for repeat, value in enumerate(values)
     ]
-    assert stages.ratio_of(runs, "x")["ratio"] == [1.75, 1.5, 2.0]
+    assert serving.ratio_of(runs, "x")["ratio"] == [1.75, 1.5, 2.0]
     none = [{**run, "x": 0.0 if run["system"] == "stock" else None} for run in runs]
-    assert stages.ratio_of(none, "x")["ratio"] is None
+    assert serving.ratio_of(none, "x")["ratio"] is None
     decode = {
         system: [{"running": n, "context_tokens": 16, "iteration_ms": ms * n} for n in (1, 8, 32)]
         for system, ms in (("stock", 2.0), ("econoserve", 2.1))
     }
-    assert stages.overhead(decode, 16) == {"running": 8, "added": pytest.approx(0.05)}
+    assert serving.overhead(decode, 16) == {"running": 8, "added": pytest.approx(0.05)}
 
 
 def test_systems_take_turns():

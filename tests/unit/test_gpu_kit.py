@@ -301,9 +301,11 @@ def test_econoserve_and_its_plug_ins_are_found_in_the_target(kit, tmp_path):
         "print(econoserve.__file__, econoserve.patches.__file__, m.version('econoserve'))\n"
         "print([p.value for p in m.entry_points(group='sglang.srt.plugins')])\n"
     )
-    path = assemble.Layout(target).python_path(assemble.ROOT)
+    environment = assemble.Layout(target).environment(assemble.ROOT)
+    written = (target / "environment.sh").read_text()
+    assert f"export PYTHONPATH={environment['PYTHONPATH']}\n" in written
     command = [sys.executable, "-S", "-c", script]
-    done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert str(target / "project/econoserve/patches/__init__.py") in done.stdout, done.stderr
     assert "econoserve.runtime.plugin:register" in done.stdout
 
