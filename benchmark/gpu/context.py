@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmark.gpu import models
 from benchmark.gpu.lengths import longest_output_tokens
-from benchmark.gpu.pair import Setup, Start
+from benchmark.gpu.pair import Setup
 from benchmark.gpu.results import Results
 from benchmark.gpu.sizes import Device, Sizes
 from benchmark.scheduler_comparison.workload import Vocabulary
@@ -69,7 +69,6 @@ class Check:
             eos_ids=words.eos_ids,
             max_new_tokens=longest_output_tokens(scale),
             limit_s=self.sizes.limit_s,
-            start=Start.TOGETHER if self.device is Device.CPU else Start.ONE_BY_ONE,
         )
 
     def logs(self, stage: str) -> Path:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,16 +28,6 @@ class EngineFailed(Exception):
     """An engine did not start, crashed or did not answer; the message holds the end of its log."""
 
 
-class Start(Enum):
-    """How two engines are started."""
-
-    TOGETHER = "together"
-    """Sooner done."""
-
-    ONE_BY_ONE = "one by one"
-    """The second one sees how much of the GPU's memory the first one has left."""
-
-
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What both systems are started with.
@@ -49,7 +38,6 @@ class Setup:
         eos_ids: tokens that end a response.
         max_new_tokens: the limit that requests of a burst state.
         limit_s: time for one answer of an engine, and for its start.
-        start: how two engines are started.
         settings: EconoServe's settings by name, without their prefix.
     """
 
@@ -58,7 +46,6 @@ class Setup:
     eos_ids: Sequence[int]
     max_new_tokens: int
     limit_s: float
-    start: Start
     settings: dict[str, Any] = field(default_factory=dict)
 
     def job(self, system: str) -> dict[str, Any]:
@@ -173,7 +160,7 @@ class Engine:
 
 @contextlib.contextmanager
 def both(setup: Setup, logs: Path) -> Iterator[dict[str, Engine]]:
-    """Start both systems.
+    """Start both systems at once; the KVC of both must fit the memory.
 
     Args:
         setup: what they are started with.
@@ -190,11 +177,8 @@ def both(setup: Setup, logs: Path) -> Iterator[dict[str, Engine]]:
         for system in SYSTEMS:
             engines[system] = Engine(system, setup, logs / f"{system}.log")
             stack.callback(engines[system].close)
-            if setup.start is Start.ONE_BY_ONE:
-                engines[system].wait()
-        if setup.start is Start.TOGETHER:
-            for engine in engines.values():
-                engine.wait()
+        for engine in engines.values():
+            engine.wait()
         yield engines
 
 
