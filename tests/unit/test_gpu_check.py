@@ -1,5 +1,6 @@
 """The check's own parts: kept results, stages that fail, the table, the fit, lengths, models."""
 
+import contextlib
 import json
 import math
 from types import SimpleNamespace
@@ -253,3 +254,45 @@ def test_models_have_a_real_models_shape(tmp_path):
     assert heads == {4}
     with pytest.raises(ValueError, match="'70b'"):
         models.ensure("70b", tmp_path)
+
+
+class FakeEngine:
+    """Answers every request in a time of its own."""
+
+    def __init__(self, system, jct_s):
+        self.system, self.jct_s = system, jct_s
+
+    def ask(self, name, requests):
+        assert name == "burst"
+        answers = [
+            {
+                "error": None,
+                "ttft_s": 0.1,
+                "jct_s": self.jct_s * (1 if len(requests) < 5 else 6),
+                "retractions": 0,
+                "wanted_tokens": one["output_tokens"],
+                **one,
+            }
+            for one in requests
+        ]
+        return {"answers": answers, "counters": {"parked": 1}}
+
+
+def test_goodput_counts_requests_that_keep_an_slo_that_stock_alone_defines(tmp_path, monkeypatch):
+    engines = {"stock": FakeEngine("stock", 0.2), "econoserve": FakeEngine("econoserve", 0.1)}
+    monkeypatch.setattr(serving, "both", lambda *_: contextlib.nullcontext(engines))
+    check = stages.Check(Device.CPU, CPU_QUICK, tmp_path, Results(tmp_path))
+    found = serving.goodput(check, CPU_QUICK.loads[0])
+    # With few beside it a request takes 0.2 s; under load stock takes 1.2 s, EconoServe 0.6 s.
+    assert found["slo_ms"] == pytest.approx(1000)
+    assert found["rate_per_s"] == pytest.approx(1.2 * 16 / 1.2)
+    assert found["slo_met"]["stock"][0] == 0
+    assert found["slo_met"]["econoserve"][0] == 1
+    assert found["goodput"]["ratio"] is None
+    engines["stock"].jct_s = 0.15
+    with pytest.raises(stages.StageFailed, match="request 0"):
+        engines["stock"].ask = lambda *_, requests: {
+            "answers": [{**one, "error": "refused"} for one in requests],
+            "counters": {},
+        }
+        serving.goodput(check, CPU_QUICK.loads[0])
