@@ -78,12 +78,11 @@ def target_of(options: argparse.Namespace) -> Target:
     return target if options.python is None else replace(target, python=options.python)
 
 
-def importers_of(out: Path, again: bool) -> dict[str, list[str]]:
+def importers_of(kept: Path) -> dict[str, list[str]]:
     """What a server imports, traced once.
 
     Args:
-        out: folder that keeps the result.
-        again: forget the kept result.
+        kept: file that keeps the result.
 
     Returns:
         By distribution the traced programs that import it.
@@ -91,13 +90,10 @@ def importers_of(out: Path, again: bool) -> dict[str, list[str]]:
     Raises:
         closure.TraceFailed: a program did not run.
     """
-    kept = out / "closure.json"
-    if again:
-        kept.unlink(missing_ok=True)
     if not kept.exists():
         print("tracing what a server imports (about a minute)", file=sys.stderr)
         found = {name: sorted(by) for name, by in sorted(closure.find_closure().items())}
-        out.mkdir(parents=True, exist_ok=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps(found, indent=1))
     return json.loads(kept.read_text())
 
@@ -227,7 +223,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rules = Rules.read()
     try:
         target = target_of(options)
-        imported = importers_of(options.out, options.trace)
+        kept = options.out / "closure.json"
+        if options.trace:
+            kept.unlink(missing_ok=True)
+        imported = importers_of(kept)
         decisions = plan(list(imported), target, rules)
         show_plan(decisions, rules)
         if options.dry_run:
