@@ -18,7 +18,7 @@ from pathlib import Path
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmark.gpu.kit import closure, pack, wheels
+from benchmark.gpu.kit import closure, pack, rehearsal, wheels
 from benchmark.gpu.kit.plan import (
     Decision,
     Rules,
@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="print what would travel, fetch nothing")
     add("--installed", type=Path, help="`pip list --format json` of that machine")
     add("--python", help="Python of that machine; default: the assumed target's")
+    add("--rehearse", action="store_true", help="first run with nothing but what will be there")
     add("--trace", action="store_true", help="trace again what a server imports")
     add(
         "--part-mib",
@@ -229,13 +230,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         imported = importers_of(kept)
         decisions = plan(list(imported), target, rules)
         show_plan(decisions, rules)
+        if options.rehearse:
+            rehearsal.rehearse(decisions, target, rules)
+            print("\nrehearsed: nothing is missing")
         if options.dry_run:
             return 0
         wanted = {one.name: one.version for one in decisions if one.verdict is Verdict.TRAVELS}
         archives = pack_all(
             wheels.resolve(wanted, target), target, rules, options.out, options.jobs or 1
         )
-    except (ValueError, closure.TraceFailed, wheels.NotAvailable) as error:
+    except (ValueError, closure.TraceFailed, rehearsal.Missing, wheels.NotAvailable) as error:
         print(f"prepare: error: {error}", file=sys.stderr)
         return 1
     folder = options.out / "parts"

@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from benchmark.gpu import assemble, prepare
-from benchmark.gpu.kit import pack
+from benchmark.gpu.kit import pack, rehearsal
 from benchmark.gpu.kit.blank import blank, images, sections, unused
 from benchmark.gpu.kit.closure import distributions
 from benchmark.gpu.kit.plan import Rules, Target, Verdict, as_rows, decide, linked_names
@@ -334,3 +334,23 @@ def test_a_wheel_that_cannot_be_had_is_an_error_that_names_it(tmp_path, monkeypa
 def test_decisions_are_plain_values():
     rows = as_rows(_decided(["new"], {}).values())
     assert json.loads(json.dumps(rows))[0]["verdict"] == "travels"
+
+
+def test_a_rehearsal_links_what_travels_without_what_is_left_out(tmp_path):
+    assert rehearsal.link("tabulate", ["tabulate*/version.py", "*/LICENSE*"], tmp_path) > 0
+    assert list(tmp_path.glob("tabulate*"))
+    assert not list(tmp_path.rglob("version.py"))
+    assert not list(tmp_path.rglob("LICENSE*"))
+    assert all(path.is_symlink() for path in tmp_path.rglob("*.py"))
+    assert rehearsal.link("not-installed-anywhere", [], tmp_path) == 0
+
+
+def test_a_rehearsal_that_fails_stops_before_anything_is_fetched(tmp_path, monkeypatch, capsys):
+    def missing(*_):
+        raise rehearsal.Missing("ModuleNotFoundError: No module named 'dill'")
+
+    monkeypatch.setattr(prepare.closure, "find_closure", lambda: {"sglang": {"x"}})
+    monkeypatch.setattr(prepare.rehearsal, "rehearse", missing)
+    monkeypatch.setattr(prepare.wheels, "resolve", lambda *_: pytest.fail("asked the registry"))
+    assert prepare.main(["--rehearse", "--out", str(tmp_path)]) == 1
+    assert "No module named 'dill'" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def trace(program: str) -> set[str]:
             "TRACE_FOLDER": str(notes),
         }
         if program == PROGRAMS["CUDA imports"]:
-            environment["LD_LIBRARY_PATH"] = str(_driver_stub(Path(folder)))
+            environment["LD_LIBRARY_PATH"] = str(driver_stub(Path(folder)))
         done = subprocess.run(
             [sys.executable, "-m", program],
             env=environment,
@@ -67,17 +67,32 @@ def trace(program: str) -> set[str]:
             check=False,
         )
         if done.returncode != 0:
-            raise TraceFailed(f"{program}: status {done.returncode}; ends with\n{_tail(done)}")
+            raise TraceFailed(f"{program}: status {done.returncode}; ends with\n{tail(done)}")
         names = {line for file in notes.iterdir() for line in file.read_text().split()}
     return {name.split(".")[0] for name in names}
 
 
-def _tail(done: subprocess.CompletedProcess) -> str:
+def tail(done: subprocess.CompletedProcess) -> str:
+    """The end of what a program printed.
+
+    Args:
+        done: the program.
+
+    Returns:
+        Some lines.
+    """
     return "\n".join((done.stdout + done.stderr).splitlines()[-20:])
 
 
-def _driver_stub(folder: Path) -> Path:
-    """A folder with a CUDA driver that finds no device; empty where no compiler is."""
+def driver_stub(folder: Path) -> Path:
+    """Make a CUDA driver that finds no device; none where no compiler is.
+
+    Args:
+        folder: where to.
+
+    Returns:
+        The folder.
+    """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is not None:
         source = folder / "driver.c"
