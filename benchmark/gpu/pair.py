@@ -69,6 +69,17 @@ class Setup:
         }
 
 
+def search_path() -> str:
+    """Where engines look for compilers: also beside Python, and where CUDA usually is.
+
+    Returns:
+        A value of ``PATH``.
+    """
+    cuda = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""), f"{cuda}/bin")
+    return os.pathsep.join(folders)
+
+
 class Engine:
     """One system in a process of its own.
 
@@ -81,13 +92,11 @@ class Engine:
     def __init__(self, system: str, setup: Setup, log: Path) -> None:
         self.system, self._setup, self._log = system, setup, log
         self._pipe, theirs = Pipe()
-        # Compilers that are installed beside Python are found.
-        path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         with log.open("wb") as output, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "benchmark.gpu.worker", str(theirs.fileno())],
                 cwd=ROOT,
-                env={**os.environ, "PATH": path},
+                env={**os.environ, "PATH": search_path()},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

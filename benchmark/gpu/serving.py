@@ -137,10 +137,10 @@ def goodput(check: Check, load: Load) -> dict[str, Any]:
     sizes = check.sizes
     setup = check.setup(load.model, load.dtype, load.bound_kvc_tokens, load.scale)
     with both(setup, check.logs(f"goodput-{load.model}")) as engines:
+        _warm_up(engines, load, setup)
         few = engines[STOCK].ask(
             "burst", requests=_requests(FEW_REQUESTS, load, setup, math.inf, WARMUP_SEED)
         )
-        _warm_up(engines, load, setup)
         burst = _requests(load.bound_requests, load, setup, math.inf, SEED)
         full = _burst(engines[STOCK], burst)
         slo_ms = SLO_FACTOR * 1e3 * figures(few["answers"])["mean_jct_s"]

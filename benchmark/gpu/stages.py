@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmark.gpu.context import SEED, Check, StageFailed, failures
 from benchmark.gpu.lengths import draw_requests
-from benchmark.gpu.pair import ROOT, SYSTEMS, Engine, EngineFailed, both
+from benchmark.gpu.pair import ROOT, SYSTEMS, Engine, EngineFailed, both, search_path
 from benchmark.gpu.profile import decode_samples, fit, mixed_samples
 from benchmark.gpu.serving import goodput, unconstrained
 from benchmark.gpu.sizes import Device
@@ -58,9 +58,8 @@ def stages(check: Check) -> dict[str, Callable[[], dict[str, Any]]]:
 def imports(check: Check) -> dict[str, Any]:
     """Everything can be imported, and the doctor is content."""
     if check.device is Device.CUDA:
-        beside = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         for tool in COMPILERS:
-            if shutil.which(tool, path=beside) is None:
+            if shutil.which(tool, path=search_path()) is None:
                 raise StageFailed(
                     f"{tool}: not in PATH; FlashInfer compiles with it, add its folder"
                 )
