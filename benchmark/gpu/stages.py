@@ -24,7 +24,7 @@ from benchmark.gpu.serving import goodput, unconstrained
 from benchmark.gpu.sizes import Device
 from benchmark.scheduler_comparison.worker import ECONOSERVE
 
-TOO_HOPEFUL = {"rl_prior": 4}
+TOO_HOPEFUL = {"rl_prior": 2, "rl_quantile": 0.02, "kvc_reserve": 0.0}
 """Settings under which EconoServe expects short responses at first, and has to preempt."""
 
 COMPILERS = ("nvcc", "ninja", "c++")
@@ -139,6 +139,8 @@ def correctness(check: Check, dtype: str) -> dict[str, Any]:
     }
     if found["failures"]:
         raise StageFailed("; ".join(found["failures"][:5]))
+    if not disturbed:
+        raise StageFailed("nothing was parked or preempted: give more requests or less KVC")
     if dtype == "float32" and found["equal_requests"] < found["requests"]:
         raise StageFailed(
             f"{found['requests'] - found['equal_requests']} of {found['requests']} outputs differ "
