@@ -87,16 +87,41 @@ async def _send(
     }
 
 
-async def _send_all(
+async def send_all(
     engine: Any, requests: list[Request], job: dict[str, Any], processor: str
 ) -> list[dict[str, Any]]:
+    """Send every request at its time and wait for all answers.
+
+    Args:
+        engine: what answers.
+        requests: what is sent.
+        job: has ``eos_ids``, ``max_new_tokens`` and ``run_timeout_s``.
+        processor: the logit processor that ends responses, as SGLang takes it.
+
+    Returns:
+        One dict per request.
+
+    Raises:
+        TimeoutError: they were not answered in time.
+    """
     start_s = time.perf_counter()
     sent = (_send(engine, request, job, processor, start_s) for request in requests)
     return await asyncio.wait_for(asyncio.gather(*sent), job["run_timeout_s"])
 
 
-def _scheduler_state(engine: Any, system: str) -> dict[str, Any]:
-    """EconoServe's figures from the scheduler process; also proves which scheduler runs there."""
+def scheduler_state(engine: Any, system: str) -> dict[str, Any]:
+    """EconoServe's figures from the scheduler process; also proves which scheduler runs there.
+
+    Args:
+        engine: a running engine.
+        system: ``stock`` or ``econoserve``.
+
+    Returns:
+        The figures; none of stock SGLang.
+
+    Raises:
+        RuntimeError: the other scheduler runs.
+    """
     state = engine.get_server_info()["internal_states"][0].get("econoserve")
     if (state is not None) != (system == ECONOSERVE):
         raise RuntimeError(
@@ -106,7 +131,15 @@ def _scheduler_state(engine: Any, system: str) -> dict[str, Any]:
     return state or {}
 
 
-def _flush(engine: Any) -> None:
+def flush(engine: Any) -> None:
+    """Empty the prefix cache.
+
+    Args:
+        engine: a running engine.
+
+    Raises:
+        RuntimeError: requests are still running.
+    """
     for _ in range(FLUSH_ATTEMPTS):
         if engine.flush_cache().success:
             return
@@ -138,11 +171,11 @@ def measure(job: dict[str, Any]) -> dict[str, Any]:
         warmup = [Request.from_json(fields) for fields in job["warmup"]]
         requests = [Request.from_json(fields) for fields in job["requests"]]
         run = engine.loop.run_until_complete
-        run(_send_all(engine, warmup, job, processor))
-        _flush(engine)
-        before = _scheduler_state(engine, job["system"])
-        answers = run(_send_all(engine, requests, job, processor))
-        after = _scheduler_state(engine, job["system"])
+        run(send_all(engine, warmup, job, processor))
+        flush(engine)
+        before = scheduler_state(engine, job["system"])
+        answers = run(send_all(engine, requests, job, processor))
+        after = scheduler_state(engine, job["system"])
     finally:
         engine.shutdown()
     counters = {

@@ -10,7 +10,12 @@ from sglang.srt.entrypoints.engine import Engine as SglangEngine
 from sglang.srt.plugins import load_plugins
 
 from econoserve.config import RuntimeConfig, armed
-from econoserve.launching import ensure_supported, init_tokenizer_manager, model_path
+from econoserve.launching import (
+    default_arguments,
+    ensure_supported,
+    init_tokenizer_manager,
+    model_path,
+)
 
 
 class Engine(SglangEngine):
@@ -38,8 +43,7 @@ class Engine(SglangEngine):
         if "server_args" not in kwargs:
             if "model_path" in kwargs:
                 kwargs["model_path"] = model_path(kwargs["model_path"])
-            kwargs.setdefault("page_size", 1)
-            kwargs.setdefault("log_level", "error")
+            kwargs = {**default_arguments(kwargs.get("device")), "log_level": "error", **kwargs}
             kwargs = {"server_args": self.server_args_class(**kwargs)}
         self._start(config, kwargs["server_args"])
 

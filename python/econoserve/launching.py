@@ -4,12 +4,15 @@ Owns the defaults that we add to SGLang's command line and how a launch is armed
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from econoserve.config import RuntimeConfig, add_flags, split_arguments
 from econoserve.runtime.support import Unsupported, check_arguments, check_policy, check_release
+
+logger = logging.getLogger(__name__)
 
 DEMO_MODEL = "demo"
 """``--model-path`` of the built-in demo model."""
@@ -45,6 +48,24 @@ def _given(argv: list[str], flag: str) -> bool:
     return any(arg == flag or arg.startswith(f"{flag}=") for arg in argv)
 
 
+def default_arguments(device: str | None) -> dict[str, Any]:
+    """Our defaults for SGLang's arguments, where the user is silent.
+
+    Args:
+        device: the device that the user asked for, if any.
+
+    Returns:
+        Values by the argument's name: a token-level KV pool everywhere, FlashInfer's kernels on
+        CUDA.
+    """
+    import torch
+
+    defaults: dict[str, Any] = {"page_size": 1}
+    if device in (None, "cuda") and torch.cuda.is_available():
+        defaults["attention_backend"] = "flashinfer"
+    return defaults
+
+
 def sglang_arguments(argv: list[str]) -> list[str]:
     """Complete the part of a command line that goes to SGLang.
 
@@ -52,8 +73,7 @@ def sglang_arguments(argv: list[str]) -> list[str]:
         argv: the user's arguments without ours.
 
     Returns:
-        The arguments with the demo model resolved and our defaults where the user is silent:
-        a token-level KV pool everywhere, FlashInfer's kernels on CUDA.
+        The arguments with the demo model resolved and our defaults where the user is silent.
     """
     argv = list(argv)
     found = _value_index(argv, ("--model-path", "--model"))
@@ -63,12 +83,11 @@ def sglang_arguments(argv: list[str]) -> list[str]:
         argv[index] = prefix + model_path(DEMO_MODEL)
         if not _given(argv, "--served-model-name"):
             argv += ["--served-model-name", DEMO_MODEL]
-    if not _given(argv, "--page-size"):
-        argv += ["--page-size", "1"]
-    import torch
-
-    if torch.cuda.is_available() and not _given(argv, "--attention-backend"):
-        argv += ["--attention-backend", "flashinfer"]
+    device = _value_index(argv, ("--device",))
+    for name, value in default_arguments(None if device is None else device[1]).items():
+        flag = f"--{name.replace('_', '-')}"
+        if not _given(argv, flag):
+            argv += [flag, str(value)]
     return argv
 
 
@@ -119,7 +138,7 @@ def parse(argv: list[str], parser: argparse.ArgumentParser) -> tuple[RuntimeConf
 
 
 def ensure_supported(server_args: Any, config: RuntimeConfig) -> None:
-    """Refuse what we cannot serve, before any process is spawned.
+    """Refuse what we cannot serve, before any process is spawned; else log what it runs on.
 
     Args:
         server_args: SGLang's server arguments.
@@ -129,6 +148,7 @@ def ensure_supported(server_args: Any, config: RuntimeConfig) -> None:
         Unsupported: in one sentence that says what to drop.
     """
     from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.utils import configure_logger
 
     from econoserve.runtime.learning import check_state
 
@@ -141,6 +161,32 @@ def ensure_supported(server_args: Any, config: RuntimeConfig) -> None:
         check_state(config, server_args.dp_size)
     except ValueError as error:
         raise Unsupported(str(error)) from error
+    configure_logger(server_args)
+    logger.info(chosen(arguments))
+
+
+def chosen(resolved: Any) -> str:
+    """What an engine runs on, our defaults among it.
+
+    Args:
+        resolved: SGLang's server arguments, resolved.
+
+    Returns:
+        One line.
+    """
+    defaults = default_arguments(resolved.device)
+    flags = [
+        f"--{name.replace('_', '-')} {getattr(resolved, name)}"
+        + (" (our default)" if str(getattr(resolved, name)) == str(value) else "")
+        for name, value in {"attention_backend": None, **defaults}.items()
+    ]
+    graphs = resolved.cuda_graph_config
+    overlap = "off" if resolved.disable_overlap_schedule else "on"
+    return (
+        f"EconoServe on {resolved.device}: {', '.join(flags)}; graphs: decode "
+        f"{graphs.decode.backend}, prefill {graphs.prefill.backend}; overlap {overlap}. "
+        "SGLang's flags change each of them."
+    )
 
 
 def refuse(program: str, error: Unsupported) -> None:

@@ -159,6 +159,55 @@ def test_tfs_stops_at_saturation_at_the_tightest_tpot_and_at_its_limits():
     assert TfsConfig(pinned_tokens=77).tokens(cost, 0, 0, math.inf) == 77
 
 
+DECODE_ONLY_S = (0.006, 0.0, 0.0, 1e-5, 0.0)
+"""With a CUDA graph."""
+
+MIXED_S = (0.020, 2e-5, 0.0, 2e-5, 0.0)
+"""Without one."""
+
+
+def test_the_tfs_sees_that_mixed_iterations_lose_the_cuda_graph():
+    """A fake profile: iterations that only decode are cheap, mixed ones are not."""
+
+    def learned(mixed_s):
+        cost = CostModel()
+        for step in range(200):
+            for prompt, known_s in ((0, DECODE_ONLY_S), (64 + 16 * (step % 40), mixed_s)):
+                decoding = 8 + step % 50
+                work = IterationWork(prompt, 0, decoding, 0)
+                elapsed_s = known_s[0] + known_s[1] * prompt + known_s[3] * decoding
+                cost.observe(work, elapsed_s)
+        return cost
+
+    two_regimes = learned(MIXED_S)
+    one_regime = learned((DECODE_ONLY_S[0], *MIXED_S[1:]))
+    assert two_regimes.seconds(IterationWork(decoding=64)) == pytest.approx(0.00664, rel=0.01)
+    tfs = TfsConfig(limits_tokens=(128, 100_000))
+    # What an iteration costs before its first prompt token is spread over more of them.
+    dear, cheap = (tfs.tokens(one, 64, 0, math.inf) for one in (two_regimes, one_regime))
+    assert dear > 2 * cheap
+    # A TPOT of 30 ms leaves 30 - 20 - 64 * 0.02 ms for prompts, not 30 - 6.64 ms.
+    assert tfs.tokens(two_regimes, 64, 0, 0.030) - 64 == pytest.approx(436, rel=0.02)
+    # Where even an empty mixed iteration is too long, no more than the least TFS.
+    assert tfs.tokens(two_regimes, 64, 0, 0.015) == 128
+
+
+def test_a_policy_learns_both_regimes_from_what_it_is_told():
+    policy = make_policy("plus", 10_000, tfs=TfsConfig(limits_tokens=(128, 100_000)))
+    for step in range(40):
+        policy.on_iteration(IterationWork(decoding=8 + step), 0.006 + 1e-5 * (8 + step))
+    decode_only = policy.tfs_tokens(8, math.inf)
+    for step in range(40):
+        prompt = 100 + 10 * step
+        policy.on_iteration(IterationWork(prompt, 0, 8, 0), 0.020 + 2e-5 * prompt)
+    assert policy.tfs_tokens(8, math.inf) > 2 * decode_only
+    # More of the cheap kind change nothing.
+    after = policy.tfs_tokens(8, math.inf)
+    for _ in range(40):
+        policy.on_iteration(IterationWork(decoding=8), 0.0061)
+    assert policy.tfs_tokens(8, math.inf) == after
+
+
 @pytest.mark.parametrize(
     ("make", "field"),
     [

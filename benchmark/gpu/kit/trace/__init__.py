@@ -1,0 +1,1 @@
+"""Programs whose imports are written down; started by ``kit.closure`` only."""
