@@ -80,7 +80,8 @@ def replay(
         while running and running[0][0] <= request.arrival_s:
             ended = heapq.heappop(running)[2]
             began_s = perf_counter()
-            predictor.observe(ended.features, ended.output_tokens, True)
+            by_itself = ended.output_tokens < ended.features.cap_tokens
+            predictor.observe(ended.features, ended.output_tokens, by_itself)
             learning_s.append(perf_counter() - began_s)
         began_s = perf_counter()
         predictions.append(predictor.predict(request.features))

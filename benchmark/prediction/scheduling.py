@@ -204,7 +204,8 @@ class _Machine:
         self._running.pop(rid, None)
         del self._live[rid]
         self._policy.remove(rid, Outcome.FINISHED)
-        self._predictor.observe(request.features, request.output_tokens, True)
+        by_itself = request.output_tokens < request.features.cap_tokens
+        self._predictor.observe(request.features, request.output_tokens, by_itself)
         tpot_s = (self._now_s - live.first_s) / max(live.produced - 1, 1)
         ttft_s = live.first_s - request.arrival_s
         self.met += ttft_s <= SLO.ttft_s and tpot_s <= SLO.tpot_s

@@ -14,7 +14,7 @@ from econoserve.core.lengths import LengthPrediction
 from econoserve.prediction.grid import LEVELS, POINTS
 from econoserve.prediction.predictor import Predictor, State
 from econoserve.prediction.request import RequestFeatures
-from econoserve.prediction.shares import Shares
+from econoserve.prediction.shares import FAIR, LOWEST
 
 WINDOW = 1000
 """Responses by which coverage is measured and corrected."""
@@ -30,6 +30,15 @@ PENDING = 16_384
 
 STEPS = 256
 """Parts of the range from 0 to 1 in which levels are counted."""
+
+ROUNDS = 8
+"""In which cut responses are shared out."""
+
+LEAST_OTHERS = 8
+"""Users beside one from which on its say is limited; of fewer, each is the traffic."""
+
+COLUMNS = 4
+"""What is kept of each response."""
 
 _ENDS = np.arange(STEPS + 1) / STEPS
 
@@ -59,11 +68,9 @@ class Calibrated:
     def __init__(self, inner: Graded) -> None:
         self.inner = inner
         self._pending: OrderedDict[int, tuple] = OrderedDict()
-        # Of each response: its level in the predictor's distribution (of STEPS), its weight, and
-        # how many of the quantiles that were told it exceeds.
-        self._recent: deque[tuple[int, float, int]] = deque()
-        self._counts = [0.0] * STEPS
-        self._shares: Shares | None = None
+        # Of each response: its level in the predictor's distribution (of STEPS), how many of the
+        # quantiles that were told it exceeds, whether it ended by itself, and a group of users.
+        self._recent: deque[tuple[int, int, int, int]] = deque(maxlen=WINDOW)
         self._news = 0
         self._levels = LEVELS
 
@@ -80,8 +87,8 @@ class Calibrated:
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``."""
         found = self._pending.pop(id(features), None)
-        if found is not None and ended:
-            self._note(features.user, found[1], found[2], output_tokens)
+        if found is not None:
+            self._note(features.user, found[1], found[2], output_tokens, ended)
         self.inner.observe(features, output_tokens, ended)
 
     def forget(self, features: RequestFeatures) -> None:
@@ -104,19 +111,17 @@ class Calibrated:
         if not self._recent:
             return level
         rank = min(max(int(np.ceil(level * POINTS - 1e-9)), 1), POINTS)
-        return sum(below < rank for _, _, below in self._recent) / len(self._recent)
+        _, below, ended, _ = np.array(self._recent).T
+        counts = _shared_out(below, ended == 1, np.ones(len(below)), POINTS + 1, 0.0)
+        return float(counts[:rank].sum() / counts.sum())
 
     def state(self) -> State:
         """See ``Predictor.state``."""
-        givers = self._shares.items() if self._shares is not None else []
         return {
             **self.inner.state(),
-            "calibration_recent": np.array(self._recent, float).reshape(-1, 3),
+            "calibration_recent": np.array(self._recent, np.int64).reshape(-1, COLUMNS),
             "calibration_levels": self._levels,
-            "calibration_counts": np.array(self._counts),
             "calibration_news": self._news,
-            "calibration_users": np.array([user for user, _ in givers], np.uint64),
-            "calibration_given": np.array([given for _, given in givers], float),
         }
 
     def restore(self, state: State) -> None:
@@ -124,39 +129,30 @@ class Calibrated:
         recent = state["calibration_recent"]
         if state["calibration_levels"].shape != LEVELS.shape:
             raise ValueError(f"{len(state['calibration_levels'])} levels: give {POINTS}")
-        if recent.ndim != 2 or recent.shape[1] != 3:
-            raise ValueError(f"places of shape {recent.shape}: give 3 columns")
-        users, given = state["calibration_users"].tolist(), state["calibration_given"].tolist()
+        if recent.ndim != 2 or recent.shape[1] != COLUMNS:
+            raise ValueError(f"places of shape {recent.shape}: give {COLUMNS} columns")
         self.inner.restore(state)
         self._recent.clear()
-        self._recent.extend(
-            (int(step), weight, int(below)) for step, weight, below in recent.tolist()
-        )
-        self._counts = state["calibration_counts"].tolist()
-        givers = list(zip(users, given, strict=True))
-        self._shares = Shares.of(givers) if givers else None
+        self._recent.extend(map(tuple, recent.tolist()))
         self._levels, self._news = state["calibration_levels"], int(state["calibration_news"])
         self._pending.clear()
 
     def _note(
-        self, user: int, quantiles: tuple[int, ...], levels: np.ndarray, output_tokens: int
+        self,
+        user: int,
+        quantiles: tuple[int, ...],
+        levels: np.ndarray,
+        output_tokens: int,
+        ended: bool,
     ) -> None:
-        weight = 1.0
-        if self._shares is None:
-            self._shares = Shares(user, 1.0)
-        else:
-            weight = self._shares.weight(user)
-        below = bisect_left(quantiles, output_tokens)
+        above = bisect_right(quantiles, output_tokens)
+        below = bisect_left(quantiles, output_tokens) if ended else above
         # Where several quantiles are this length, it is as much above as below them.
-        middle = (below + bisect_right(quantiles, output_tokens)) // 2
+        middle = (below + above) // 2
         low = levels[middle - 1] if middle else 0.0
         high = levels[middle] if middle < len(levels) else 1.0
         step = min(int((low + high) / 2 * STEPS), STEPS - 1)
-        self._recent.append((step, weight, below))
-        self._counts[step] += weight
-        if len(self._recent) > WINDOW:
-            step, weight, _ = self._recent.popleft()
-            self._counts[step] -= weight
+        self._recent.append((step, below, int(ended), user & LOWEST))
         self._news += 1
         if self._news >= PERIOD:
             self._learn()
@@ -164,8 +160,39 @@ class Calibrated:
     def _learn(self) -> None:
         """Which level to ask for instead of each."""
         self._news = 0
-        # Sums of what was added and taken away may fall short of zero by a rounding error.
-        counts = np.maximum(self._counts, 0.0)
+        steps, _, ended, users = np.array(self._recent).T
+        counts = _shared_out(steps, ended == 1, _weights(users), STEPS, ASSUMED)
         shares = (counts + ASSUMED / STEPS) / (counts.sum() + ASSUMED)
         rising = np.concatenate(((0.0,), np.cumsum(shares)))
         self._levels = np.interp(LEVELS, rising, _ENDS)
+
+
+def _weights(users: np.ndarray) -> np.ndarray:
+    """How much each response counts: where there are many users, none has most of the say."""
+    given = np.bincount(users, minlength=LOWEST + 1).astype(float)
+    others = np.count_nonzero(given) - 1
+    if others < LEAST_OTHERS:
+        return np.ones(len(users))
+    most = FAIR * (len(users) - given) / others
+    return np.minimum(1.0, most / np.maximum(given, 1.0))[users]
+
+
+def _shared_out(
+    places: np.ndarray, ended: np.ndarray, weights: np.ndarray, size: int, assumed: float
+) -> np.ndarray:
+    """Weights by place, those of responses that were cut shared out over what lies beyond.
+
+    They follow the shares that result, by expectation maximisation (Turnbull's estimator).
+    """
+    whole = np.bincount(places[ended], weights[ended], minlength=size)
+    cut = np.bincount(places[~ended], weights[~ended], minlength=size)
+    counts = whole
+    if not cut.any():
+        return counts
+    shares = np.full(size, 1.0 / size)
+    for _ in range(ROUNDS):
+        beyond = np.maximum(np.cumsum(shares[::-1])[::-1], 1e-12)
+        counts = whole + shares * np.cumsum(cut / beyond)
+        shares = counts + max(assumed, 1e-3) / size
+        shares /= shares.sum()
+    return counts

@@ -5,6 +5,7 @@ Owns the replacement, which learns all along, and the count of its uses.
 
 import logging
 from collections import deque
+from copy import deepcopy
 
 from econoserve.core.lengths import LengthPrediction
 from econoserve.prediction.calibration import Calibrated
@@ -38,7 +39,7 @@ class Guarded:
         self.fallbacks = 0
         self._fallback = fallback
         # It learns only when it is needed: these are then told to it.
-        self._untold: deque[tuple[RequestFeatures, int, bool]] = deque(maxlen=UNTOLD)
+        self._untold: deque[tuple[RequestFeatures, int, bool]] = deque()
 
     def predict(self, features: RequestFeatures) -> LengthPrediction:
         """See ``Predictor.predict``; it never raises."""
@@ -56,6 +57,9 @@ class Guarded:
     def observe(self, features: RequestFeatures, output_tokens: int, ended: bool) -> None:
         """See ``Predictor.observe``; it never raises."""
         self._untold.append((features, output_tokens, ended))
+        # At the same moment on every rank: what is told later is told of another distribution.
+        if len(self._untold) >= UNTOLD:
+            self._tell()
         try:
             self.inner.observe(features, output_tokens, ended)
         except Exception as error:
@@ -67,15 +71,20 @@ class Guarded:
 
     def state(self) -> State:
         """See ``Predictor.state``."""
-        self._tell()
-        fallback = {f"fallback_{k}": v for k, v in self._fallback.state().items()}
-        return {**self.inner.state(), **fallback}
+        told = deepcopy(self._fallback)
+        for observation in self._untold:
+            told.observe(*observation)
+        return {
+            **self.inner.state(),
+            **{f"fallback_{name}": value for name, value in told.state().items()},
+        }
 
     def restore(self, state: State) -> None:
         """See ``Predictor.restore``."""
         own = {k.removeprefix("fallback_"): v for k, v in state.items() if k[:9] == "fallback_"}
         self.inner.restore(state)
         self._fallback.restore(own)
+        self._untold.clear()
 
     def coverage(self, level: float) -> float:
         """See ``Calibrated.coverage``."""

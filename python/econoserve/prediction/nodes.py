@@ -60,9 +60,11 @@ class Nodes:
         self.clock = 0
         self._nodes: OrderedDict[int, Node] = OrderedDict()
         # What was seen once has a histogram with a single one in it, and they all share those.
-        self._counts = np.zeros((2 * BUCKETS, WIDTH), np.float32)
+        # All at once: memory is taken page by page as rows are used, and nothing is ever copied.
+        size = BUCKETS + limit
+        self._counts = np.zeros((size, WIDTH), np.float32)
         self._counts[np.arange(BUCKETS), PAD + np.arange(BUCKETS)] = 1.0
-        self._free = list(range(2 * BUCKETS - 1, BUCKETS - 1, -1))
+        self._free = list(range(size - 1, BUCKETS - 1, -1))
         # Bound once: it is called for each prefix of each request.
         self.get = self._nodes.get
 
@@ -144,12 +146,6 @@ class Nodes:
         self._nodes[key] = Node(row, 1.0, self.clock, user)
 
     def _own_row(self, source: int) -> int:
-        if not self._free:
-            size = len(self._counts)
-            grown = np.zeros((2 * size, WIDTH), np.float32)
-            grown[:size] = self._counts
-            self._counts = grown
-            self._free = list(range(2 * size - 1, size - 1, -1))
         row = self._free.pop()
         self._counts[row] = self._counts[source]
         return row

@@ -181,7 +181,9 @@ class PrefixTree:
             (FORM, form ^ _SALT[FORM], WINDOW),
             (LENGTH, length ^ _SALT[LENGTH], WINDOW),
         ]
-        if user:
+        root = self._nodes.get(_ROOT)
+        # Who gives no name is a user, too, once there are others.
+        if user or (root is not None and root.shares is not None):
             contexts.append((USER, user ^ _SALT[USER], WINDOW))
             contexts.append((RECENT, user ^ _SALT[RECENT], RECENTLY))
         return contexts

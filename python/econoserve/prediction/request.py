@@ -144,14 +144,18 @@ class RequestFeatures:
         Args:
             token_ids: the prompt.
             cap_tokens: the request's limit on output tokens.
-            context: ``user``, ``model``, ``constraint``, ``expected_tokens``.
+            context: ``user``, ``model``, ``constraint``, ``limit_tokens``, ``expected_tokens``.
 
         Returns:
-            The features.
+            The features. Prompts for different models or constraints share no prefix: what they
+            are answered with has little in common.
         """
-        return cls(
-            len(token_ids), cap_tokens, prefix_hashes(token_ids), edge_tokens(token_ids), **context
-        )
+        hashes = prefix_hashes(token_ids)
+        form = (context.get("model") or 0) * 3 + (context.get("constraint") or 0) * 5
+        if form:
+            salt = mixed(1, form)
+            hashes = tuple(one ^ salt for one in hashes)
+        return cls(len(token_ids), cap_tokens, hashes, edge_tokens(token_ids), **context)
 
     def ngrams(self, buckets: int) -> np.ndarray:
         """Hashed single tokens, pairs and triples of the prompt's edges.
