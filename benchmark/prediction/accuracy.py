@@ -11,9 +11,9 @@ from itertools import count
 from statistics import median
 from time import perf_counter
 
-from benchmark.prediction.trace import TraceRequest
 from econoserve.core.lengths import LengthPrediction
 from econoserve.prediction.predictor import Predictor
+from econoserve.workload.trace import TraceRequest
 
 FIRST_TOKEN_S = 0.5
 TOKEN_S = 0.02

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from benchmark.prediction.accuracy import hindsight, measure
 from benchmark.prediction.scheduling import LEVEL, Service, make_load, serve
-from benchmark.prediction.trace import TraceError, TraceRequest
 from benchmark.prediction.traces import TRACES
 from econoserve.prediction.registry import make_replay_predictor
+from econoserve.workload.trace import TraceError, TraceRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 TRACE_FOLDER = ROOT.parent / "shared" / "data" / "traces"

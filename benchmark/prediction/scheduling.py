@@ -11,11 +11,11 @@ from statistics import mean
 import numpy as np
 
 from benchmark.prediction.accuracy import replay
-from benchmark.prediction.trace import TraceRequest
 from econoserve.core.cost import TfsConfig
 from econoserve.core.types import Launch, Outcome, Preemption, Prefilled, Slo, Task, View
 from econoserve.policies import make_policy
 from econoserve.prediction.predictor import Predictor
+from econoserve.workload.trace import TraceRequest
 
 CONCURRENT = 48
 """Requests of mean size, prompt and half a response, that fill the KVC."""

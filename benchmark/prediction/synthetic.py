@@ -7,8 +7,8 @@ prompt goes on; the rest is noise that nobody can foresee.
 
 import numpy as np
 
-from benchmark.prediction.trace import CAP_TOKENS, TraceRequest
 from econoserve.prediction.request import RequestFeatures, fingerprint
+from econoserve.workload.trace import CAP_TOKENS, TraceRequest
 
 APPLICATIONS = 30
 USERS = 200

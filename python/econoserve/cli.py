@@ -1,4 +1,7 @@
-"""``econoserve``: the console command. ``econoserve doctor`` checks the installation."""
+"""``econoserve``: the console command.
+
+``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator.
+"""
 
 import argparse
 import sys
@@ -6,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from econoserve import __version__
+from econoserve import __version__, simulate
 from econoserve.config import ARM_VARIABLE
 
 
@@ -183,8 +186,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"econoserve {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("doctor", help="check SGLang's version, our patches, plug-ins and device")
-    parser.parse_args(argv)
-    return doctor()
+    simulator = commands.add_parser("simulate", help="run scheduling policies in the simulator")
+    simulate.add_arguments(simulator)
+    options = parser.parse_args(argv)
+    return simulate.main(options) if options.command == "simulate" else doctor()
 
 
 if __name__ == "__main__":

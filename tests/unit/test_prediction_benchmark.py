@@ -6,10 +6,10 @@ from benchmark.prediction.accuracy import TOKEN_S, informed, measure, replay
 from benchmark.prediction.run import main
 from benchmark.prediction.scheduling import make_load, serve
 from benchmark.prediction.synthetic import synthetic
-from benchmark.prediction.trace import TraceRequest
 from econoserve.core.lengths import LengthPrediction
 from econoserve.prediction.oracle import Oracle
 from econoserve.prediction.request import RequestFeatures
+from econoserve.workload.trace import TraceRequest
 
 
 class Recorder:

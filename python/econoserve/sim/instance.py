@@ -1,0 +1,259 @@
+"""One instance: a policy on a machine whose iterations take a profile's time.
+
+Owns the execution of plans. It knows the true lengths; the policy only ever sees predictions, which
+the predictor makes on arrival and learns from when a response has ended.
+"""
+
+from dataclasses import dataclass, replace
+
+from econoserve.core.checks import check_least
+from econoserve.core.policy import Policy
+from econoserve.core.types import (
+    IterationPlan,
+    Launch,
+    NeverFits,
+    Outcome,
+    Preemption,
+    Prefilled,
+    Task,
+    View,
+)
+from econoserve.prediction.predictor import Predictor
+from econoserve.sim.pool import Live, Pool, SimulationError
+from econoserve.sim.records import KvcUse, RequestRecord
+from econoserve.sim.timing import IterationTime, Pass
+from econoserve.workload.trace import TraceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What an instance has.
+
+    Attributes:
+        capacity_tokens: size of the KVC.
+        time: how long iterations take.
+        move_s_per_token: time to move a token's KVC to host memory or back; the iteration waits.
+        max_running: most requests in a batch.
+        rows: most requests that hold KVC.
+        overhead_s: time that scheduling adds to each iteration.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    capacity_tokens: int
+    time: IterationTime
+    move_s_per_token: float = 0.0
+    max_running: int = 256
+    rows: int = 4096
+    overhead_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_least(self, capacity_tokens=1, max_running=1, rows=1)
+        check_least(self, move_s_per_token=0, overhead_s=0)
+
+
+class Instance:
+    """Runs a policy, one iteration at a time.
+
+    Args:
+        machine: what it has.
+        policy: new, for a KVC of this size.
+        predictor: predicts response lengths; it learns here.
+
+    Attributes:
+        records: of all requests that arrived here, by arrival.
+    """
+
+    def __init__(self, machine: Machine, policy: Policy, predictor: Predictor) -> None:
+        self.machine = machine
+        self.records: list[RequestRecord] = []
+        self._policy = policy
+        self._predictor = predictor
+        self._pool = Pool(machine.capacity_tokens)
+        self._live: dict[str, Live] = {}
+        self._launched: tuple[Launch, Pass] | None = None
+        self._elapsed_s = 0.0
+        # KVC that was moved since the last iteration began; the next one waits for it.
+        self._moved = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether requests wait or run here."""
+        return bool(self._live)
+
+    @property
+    def use(self) -> KvcUse:
+        """How the KVC was used so far."""
+        return self._pool.use
+
+    @property
+    def held_tokens(self) -> int:
+        """KVC that is held."""
+        return self._pool.used
+
+    def arrive(self, rid: str, request: TraceRequest) -> None:
+        """Take a request; what can never fit is refused at once.
+
+        Args:
+            rid: its id.
+            request: with its true length, which ends its response.
+        """
+        features = request.features
+        record = RequestRecord(
+            rid, request.arrival_s, features.prompt_tokens, request.output_tokens, request.slo
+        )
+        self.records.append(record)
+        prediction = self._predictor.predict(features)
+        task = Task(rid, request.arrival_s, features.prompt_tokens, prediction, request.slo)
+        try:
+            if features.prompt_tokens + request.output_tokens > self.machine.capacity_tokens:
+                raise NeverFits.of(features.prompt_tokens, self.machine.capacity_tokens)
+            self._policy.add(task)
+        except NeverFits:
+            record.outcome, record.end_s = Outcome.REJECTED, request.arrival_s
+            return
+        self._live[rid] = Live(request, task, record)
+
+    def launch(self, now_s: float) -> float | None:
+        """Plan an iteration and start it.
+
+        Args:
+            now_s: the time.
+
+        Returns:
+            How long it takes; ``None`` if the plan runs nothing.
+
+        Raises:
+            SimulationError: the plan needs more KVC than there is.
+        """
+        machine, pool = self.machine, self._pool
+        view = View(
+            now_s=now_s,
+            capacity_tokens=machine.capacity_tokens,
+            used_tokens=pool.used,
+            free_rows=machine.rows - pool.holders,
+            max_running=machine.max_running,
+        )
+        plan = self._policy.plan(view)
+        launch, work, moved = self._follow(plan, now_s)
+        if pool.used > machine.capacity_tokens:
+            raise SimulationError(
+                f"{type(self._policy).__name__} at {now_s:.3f} s: used_tokens={pool.used} of "
+                f"capacity_tokens={machine.capacity_tokens}: its plan needs KVC that is not free"
+            )
+        self._policy.on_launch(plan, launch)
+        self._moved += moved
+        if not launch.decoded and not launch.prefilled:
+            return None
+        self._launched = launch, work
+        moving_s, self._moved = self._moved * machine.move_s_per_token, 0
+        self._elapsed_s = machine.time.seconds(work) + moving_s + machine.overhead_s
+        return self._elapsed_s
+
+    def land(self, now_s: float) -> None:
+        """End the iteration under way: its tokens are out.
+
+        Args:
+            now_s: the time.
+        """
+        if self._launched is None:
+            return
+        (launch, work), self._launched = self._launched, None
+        elapsed_s = self._elapsed_s
+        self._policy.on_iteration(work.work(), elapsed_s)
+        ended = self._pool.end_iteration(elapsed_s)
+        on_tokens = self._policy.on_tokens
+        for rid in launch.decoded:
+            on_tokens(rid, 1)
+        for live in ended:
+            self._pool.leave(live)
+            self._finish(live, now_s)
+        for part in launch.prefilled:
+            live = self._live[part.rid]
+            live.token_s += live.held * elapsed_s
+            if part.done:
+                self._first_token(live, now_s)
+
+    def pass_time(self, elapsed_s: float) -> None:
+        """Let time pass without an iteration.
+
+        Args:
+            elapsed_s: how long.
+        """
+        self._pool.pass_time(elapsed_s)
+
+    def _follow(self, plan: IterationPlan, now_s: float) -> tuple[Launch, Pass, int]:
+        """Do what a plan says; what was launched, and tokens of KVC that are moved."""
+        pool, moved = self._pool, 0
+        parked, offloaded = [], []
+        for rid, how in plan.preempt:
+            live = self._live[rid]
+            if rid in pool.running:
+                pool.leave(live)
+            if how is Preemption.RECOMPUTE:
+                self._recompute(live)
+            elif how is Preemption.OFFLOAD:
+                live.record.preemptions += 1
+                live.offloaded = pool.release(live)
+                moved += live.offloaded
+                offloaded.append(rid)
+            else:
+                parked.append(rid)
+        for rid, _ in plan.reject:
+            live = self._live.pop(rid)
+            live.record.outcome, live.record.end_s = Outcome.REJECTED, now_s
+            self._policy.remove(rid, Outcome.REJECTED)
+        for rid in plan.resume:
+            live = self._live[rid]
+            if live.offloaded:
+                moved += live.offloaded
+                pool.take(live, live.offloaded)
+                live.offloaded = 0
+            pool.join(live)
+        decoded = pool.decode()
+        parts, squares, squared = [], 0, 0
+        for rid, tokens in plan.prefill:
+            live = self._live[rid]
+            before = live.held
+            pool.take(live, tokens)
+            squares += live.held**2 - before**2
+            squared += tokens * live.held
+            parts.append(Prefilled(rid, tokens, 0, live.held == live.task.prompt_tokens))
+        prompt_tokens = sum(part.tokens for part in parts)
+        work = Pass(len(parts), prompt_tokens, squares, squared, len(decoded), pool.context)
+        launch = Launch(
+            prefilled=tuple(parts),
+            resumed=plan.resume,
+            parked=tuple(parked),
+            offloaded=tuple(offloaded),
+            decoded=decoded,
+        )
+        return launch, work, moved
+
+    def _recompute(self, live: Live) -> None:
+        """Throw a request's KVC away; what it generated is part of its prompt from now on."""
+        live.record.preemptions += 1
+        live.record.recomputed_tokens += self._pool.release(live) + live.offloaded
+        live.offloaded, live.token_s = 0, 0.0
+        prompt_tokens = live.request.features.prompt_tokens + live.produced
+        live.task = replace(live.task, prompt_tokens=prompt_tokens, generated_tokens=live.produced)
+        self._policy.requeue(live.task)
+
+    def _first_token(self, live: Live, now_s: float) -> None:
+        """A prompt is complete: it produced a token."""
+        live.produced += 1
+        self._policy.on_tokens(live.task.rid, 1)
+        if live.record.first_token_s is None:
+            live.record.first_token_s = now_s
+        if live.produced == live.request.output_tokens:
+            self._finish(live, now_s)
+
+    def _finish(self, live: Live, now_s: float) -> None:
+        self._pool.count_useful(live)
+        self._pool.release(live)
+        del self._live[live.task.rid]
+        self._policy.remove(live.task.rid, Outcome.FINISHED)
+        live.record.outcome, live.record.end_s = Outcome.FINISHED, now_s
+        features, output_tokens = live.request.features, live.request.output_tokens
+        self._predictor.observe(features, output_tokens, output_tokens < features.cap_tokens)

@@ -1,0 +1,180 @@
+"""The KVC of an instance, counted to the token, and who runs on it.
+
+Owns what every request holds and how long it held it. It must not decide: it follows plans.
+"""
+
+from dataclasses import dataclass
+
+from econoserve.core.types import Task
+from econoserve.sim.records import KvcUse, RequestRecord
+from econoserve.workload.trace import TraceRequest
+
+
+class SimulationError(RuntimeError):
+    """A policy asked for what no machine can do, or for nothing at all."""
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A request on an instance.
+
+    While it runs, it takes a token of KVC and produces one in every iteration; ``held``,
+    ``produced`` and ``token_s`` are then those of the iteration before it joined.
+
+    Attributes:
+        request: as it arrived, with its true length.
+        task: as the policy knows it.
+        record: what came of it.
+        held: KVC that it holds.
+        offloaded: KVC of it in host memory.
+        produced: output tokens that are out.
+        token_s: KVC that it used in forward passes, times seconds, since it last held none.
+        joined: number of the first iteration that it runs in.
+        ends: number of the iteration that produces its last token, if it runs on.
+        marks: the pool's sums when it joined.
+    """
+
+    request: TraceRequest
+    task: Task
+    record: RequestRecord
+    held: int = 0
+    offloaded: int = 0
+    produced: int = 0
+    token_s: float = 0.0
+    joined: int = 0
+    ends: int = 0
+    marks: tuple[float, float] = (0.0, 0.0)
+
+
+class Pool:
+    """The KVC and the running batch.
+
+    An iteration costs time in proportion to what changes, not to how many run.
+
+    Args:
+        capacity_tokens: size of the KVC.
+
+    Attributes:
+        used: KVC that is held.
+        context: what of it those hold that run.
+        holders: requests that hold KVC.
+        running: who decodes, by id, in the order of joining.
+        iteration: number of the iteration that comes next, or is under way.
+    """
+
+    def __init__(self, capacity_tokens: int) -> None:
+        self.capacity_tokens = capacity_tokens
+        self.used = self.context = self.holders = self.iteration = 0
+        self.running: dict[str, Live] = {}
+        self._ending: dict[int, dict[str, Live]] = {}
+        # Sums over the iterations so far: of their times, and of their numbers times these.
+        self._sums = (0.0, 0.0)
+        self._held_s = self._useful_s = self._offered_s = 0.0
+
+    @property
+    def use(self) -> KvcUse:
+        """How the KVC was used so far."""
+        return KvcUse(self._held_s, self._useful_s, self._offered_s)
+
+    def take(self, live: Live, tokens: int) -> None:
+        """Give KVC to a request that does not run.
+
+        Args:
+            live: the request.
+            tokens: how many.
+        """
+        self.holders += not live.held
+        live.held += tokens
+        self.used += tokens
+
+    def release(self, live: Live) -> int:
+        """Take all KVC of a request that does not run.
+
+        Args:
+            live: the request.
+
+        Returns:
+            Tokens that it held.
+        """
+        held, live.held = live.held, 0
+        self.holders -= held > 0
+        self.used -= held
+        return held
+
+    def join(self, live: Live) -> None:
+        """Let a request run from the next iteration on.
+
+        Args:
+            live: the request, with KVC and part of its response to come.
+        """
+        rid = live.task.rid
+        live.joined, live.marks = self.iteration, self._sums
+        live.ends = self.iteration + live.request.output_tokens - live.produced - 1
+        self.running[rid] = live
+        self._ending.setdefault(live.ends, {})[rid] = live
+        self.context += live.held
+
+    def leave(self, live: Live) -> None:
+        """Let a request stop running between two iterations; it keeps its KVC.
+
+        Args:
+            live: a running request.
+        """
+        rid = live.task.rid
+        del self.running[rid]
+        ending = self._ending[live.ends]
+        del ending[rid]
+        if not ending:
+            del self._ending[live.ends]
+        steps = self.iteration - live.joined
+        passed_s, numbered_s = (
+            now - mark for now, mark in zip(self._sums, live.marks, strict=True)
+        )
+        # In iteration k it held what it held before, and k - joined + 1 tokens.
+        live.token_s += (live.held - live.joined + 1) * passed_s + numbered_s
+        live.held += steps
+        live.produced += steps
+        self.context -= live.held
+
+    def decode(self) -> tuple[str, ...]:
+        """Give every running request the token of KVC that this iteration takes.
+
+        Returns:
+            Their ids.
+        """
+        self.used += len(self.running)
+        self.context += len(self.running)
+        return tuple(self.running)
+
+    def pass_time(self, elapsed_s: float) -> None:
+        """Count time in which the KVC is held as it is, and no iteration runs.
+
+        Args:
+            elapsed_s: how long.
+        """
+        self._held_s += self.used * elapsed_s
+        self._offered_s += self.capacity_tokens * elapsed_s
+
+    def end_iteration(self, elapsed_s: float) -> list[Live]:
+        """Count an iteration.
+
+        Args:
+            elapsed_s: how long it took.
+
+        Returns:
+            Requests that produced their last token in it; they still run.
+        """
+        self.pass_time(elapsed_s)
+        passed_s, numbered_s = self._sums
+        self._sums = (passed_s + elapsed_s, numbered_s + self.iteration * elapsed_s)
+        ended = list(self._ending.get(self.iteration, {}).values())
+        self.iteration += 1
+        return ended
+
+    def count_useful(self, live: Live) -> None:
+        """Count what a request used, once it is served.
+
+        Args:
+            live: a request that has ended.
+        """
+        self._useful_s += live.token_s

@@ -1,0 +1,171 @@
+"""Hardware profiles: a model on a machine, how long its iterations take and what KVC it has.
+
+Owns the files in ``profiles/``, each with its sources, and their format.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from econoserve.sim.operators import OperatorTables
+from econoserve.sim.timing import DistServeFit, IterationTime
+
+TIMES = {"distserve": DistServeFit.of, "operators": OperatorTables.of}
+"""What makes a model of time from a profile's ``time``, by its ``kind``."""
+
+
+class ProfileError(ValueError):
+    """A profile that is missing or cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a machine's memory is used for, in bytes and all GPUs together.
+
+    Attributes:
+        gpu_bytes: memory of a GPU.
+        gpus: how many hold the model together.
+        usable_fraction: share of it that the engine may use, in (0, 1].
+        weights_bytes: the model's weights, over all GPUs.
+        activation_bytes: kept on each GPU for activations and workspaces.
+        layers: attention layers.
+        kv_heads: heads of keys and values in each.
+        head_dim: size of a head.
+        bytes_per_value: of a key or value.
+
+    Raises:
+        ProfileError: nothing is left for the KVC.
+    """
+
+    gpu_bytes: int
+    gpus: int
+    usable_fraction: float
+    weights_bytes: int
+    activation_bytes: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    bytes_per_value: int
+
+    def __post_init__(self) -> None:
+        if self.capacity_tokens < 1:
+            raise ProfileError(
+                f"weights_bytes={self.weights_bytes} leave no KVC in gpus={self.gpus} of "
+                f"gpu_bytes={self.gpu_bytes}: give more GPUs or a larger usable_fraction"
+            )
+
+    @property
+    def kvc_bytes_per_token(self) -> int:
+        """Keys and values of a token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_value
+
+    @property
+    def capacity_tokens(self) -> int:
+        """KVC that fits: usable memory less weights and activations."""
+        usable = self.usable_fraction * self.gpu_bytes * self.gpus
+        left = usable - self.weights_bytes - self.activation_bytes * self.gpus
+        return int(left // self.kvc_bytes_per_token)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A model on a machine.
+
+    Attributes:
+        name: ``HARDWARE/MODEL``.
+        source: where its numbers are from.
+        memory: what decides the size of the KVC.
+        context_tokens: the model's longest context.
+        host_bytes_per_s: bandwidth between GPU and host memory, for KVC that is moved.
+        time: how long iterations take.
+    """
+
+    name: str
+    source: str
+    memory: Memory
+    context_tokens: int
+    host_bytes_per_s: float
+    time: IterationTime
+
+    @property
+    def move_s_per_token(self) -> float:
+        """Time to move a token's KVC to host memory, or back."""
+        return self.memory.kvc_bytes_per_token / self.host_bytes_per_s
+
+
+def profile_names() -> list[str]:
+    """The packaged profiles.
+
+    Returns:
+        Their names, ``HARDWARE/MODEL``, sorted.
+    """
+    found = files("econoserve.sim").joinpath("profiles").iterdir()
+    names = (Path(file.name) for file in found)
+    return sorted(name.stem.replace("_", "/", 1) for name in names if name.suffix == ".json")
+
+
+def load_profile(hardware: str, model: str) -> Profile:
+    """A packaged profile, or one of a file.
+
+    Args:
+        hardware: such as ``a100``; or the path of a profile that ends in ``.json``.
+        model: such as ``opt-13b``; ignored where a path is given.
+
+    Returns:
+        The profile.
+
+    Raises:
+        ProfileError: there is none, or it cannot be used; names the field.
+    """
+    if hardware.endswith(".json"):
+        path = Path(hardware)
+        if not path.is_file():
+            raise ProfileError(f"hardware {hardware}: no such file; give a profile or its name")
+        return read_profile(path.stem, path.read_text(encoding="utf-8"))
+    name = f"{hardware}/{model}"
+    if name not in profile_names():
+        raise ProfileError(f"no profile {name}: choose one of {', '.join(profile_names())}")
+    file = files("econoserve.sim").joinpath("profiles", f"{hardware}_{model}.json")
+    return read_profile(name, file.read_text(encoding="utf-8"))
+
+
+def read_profile(name: str, text: str) -> Profile:
+    """Read a profile.
+
+    Args:
+        name: what to call it.
+        text: its JSON: ``source``, ``memory`` (the fields of ``Memory``), ``context_tokens``,
+            ``host_bytes_per_s``, ``time`` with its ``kind`` and that kind's fields.
+
+    Returns:
+        The profile.
+
+    Raises:
+        ProfileError: it cannot be used; names the field.
+    """
+    try:
+        fields = json.loads(text)
+        return Profile(
+            name,
+            str(fields["source"]),
+            Memory(**fields["memory"]),
+            int(fields["context_tokens"]),
+            float(fields["host_bytes_per_s"]),
+            _time(fields["time"]),
+        )
+    except ProfileError:
+        raise
+    except KeyError as error:
+        raise ProfileError(f"profile {name}: field {error} is missing; add it") from None
+    except (TypeError, ValueError) as error:
+        raise ProfileError(f"profile {name}: {error}; see docs/simulator.md") from None
+
+
+def _time(fields: Mapping[str, Any]) -> IterationTime:
+    kind = fields["kind"]
+    if kind not in TIMES:
+        raise ProfileError(f"time kind {kind!r}: give one of {', '.join(TIMES)}")
+    return TIMES[kind](fields)

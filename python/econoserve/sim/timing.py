@@ -1,0 +1,125 @@
+"""How long an iteration takes on a piece of hardware, from published measurements.
+
+Owns the models of time and what they are asked about. No policy sees them: policies learn from the
+iterations that pass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from econoserve.core.cost import IterationWork
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a forward pass computes, as far as its time depends on it.
+
+    Attributes:
+        prompts: prompts with tokens in it.
+        prompt_tokens: those tokens.
+        prompt_squares: over the prompts, (context after)^2 - (context before)^2: what attention
+            costs. Of a whole prompt it is the square of its length, however it is cut.
+        prefill_squared: as in ``IterationWork``, which the policies are told.
+        decoding: requests that decode.
+        context_tokens: their context, with the token that they take now.
+    """
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    prompt_squares: int = 0
+    prefill_squared: int = 0
+    decoding: int = 0
+    context_tokens: int = 0
+
+    def work(self) -> IterationWork:
+        """The pass as a policy learns of it.
+
+        Returns:
+            Its work.
+        """
+        return IterationWork(
+            self.prompt_tokens, self.prefill_squared, self.decoding, self.context_tokens
+        )
+
+
+class IterationTime(Protocol):
+    """Time of a forward pass."""
+
+    def seconds(self, work: Pass) -> float:
+        """How long a pass takes.
+
+        Args:
+            work: what it computes.
+
+        Returns:
+            Seconds; 0 for an empty pass.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class DistServeFit:
+    """Separate fits of prefills and of decodes, as DistServe published them.
+
+    Prefill: a + b sum(len) + c sum(len^2). Decode: a + b context + c requests, with one set of
+    coefficients for small batches and one for large ones. DistServe never computes both at once.
+    For a mixed pass we assume that decode tokens go through the linear layers as prompt tokens do
+    (b of the prefill fit), and read their context besides (b of the decode fit); and that it takes
+    no less than either part alone.
+
+    Attributes:
+        prefill_ms: a, b and c of prefills, in ms.
+        small_decode_ms: a, b and c of decodes of small batches, in ms.
+        large_decode_ms: the same of large ones.
+        large_from: requests from which on a batch is large.
+    """
+
+    prefill_ms: tuple[float, float, float]
+    small_decode_ms: tuple[float, float, float]
+    large_decode_ms: tuple[float, float, float]
+    large_from: int
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "DistServeFit":
+        """From a profile.
+
+        Args:
+            fields: as in DistServe's files.
+
+        Returns:
+            The fit.
+
+        Raises:
+            KeyError, TypeError, ValueError: a field is missing or of another form.
+        """
+        prefill, small, large = (
+            _three(fields[name]) for name in ("prefill", "decoding_smallbs", "decoding_largebs")
+        )
+        return cls(prefill, small, large, int(fields["decoding_large_small_bs_threshold"]))
+
+    def seconds(self, work: Pass) -> float:
+        """See ``IterationTime.seconds``."""
+        decode_ms, per_context_ms = self._decode(work)
+        if not work.prompt_tokens:
+            return decode_ms / 1e3
+        fixed_ms, per_token_ms, per_square_ms = self.prefill_ms
+        mixed_ms = (
+            fixed_ms
+            + per_token_ms * (work.prompt_tokens + work.decoding)
+            + per_square_ms * work.prompt_squares
+            + per_context_ms * work.context_tokens
+        )
+        return max(mixed_ms, decode_ms) / 1e3
+
+    def _decode(self, work: Pass) -> tuple[float, float]:
+        """Time of the decodes alone, and of each token of their context, in ms."""
+        if not work.decoding:
+            return 0.0, 0.0
+        large = work.decoding >= self.large_from
+        fixed, per_context, per_request = self.large_decode_ms if large else self.small_decode_ms
+        return fixed + per_context * work.context_tokens + per_request * work.decoding, per_context
+
+
+def _three(values: list[float]) -> tuple[float, float, float]:
+    first, second, third = (float(value) for value in values)
+    return first, second, third

@@ -1,0 +1,1 @@
+"""Requests to schedule: traces, arrival processes and objectives. Everything random has a seed."""
