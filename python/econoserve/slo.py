@@ -57,12 +57,18 @@ def _name(where: str, value: Any) -> str:
     return value
 
 
+def _user(where: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where}={value!r}: give a name, such as 'ann'")
+    return value
+
+
 READERS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(NAMES, _milliseconds),
     "expected_tokens": _tokens,
     "slo_class": _name,
     "service_tier": _name,
-    "user": _name,
+    "user": _user,
 }
 """What checks each field of ``custom_params["econoserve"]``."""
 
@@ -164,7 +170,7 @@ def attach_fields(
     named = {} if service_tier is None else {"service_tier": _name("service_tier", service_tier)}
     # Any server takes an empty one.
     if user:
-        named["user"] = _name("user", user)
+        named["user"] = _user("user", user)
     return _attach(sampling_params, named, read_headers(headers))
 
 

@@ -36,7 +36,9 @@ def test_features_are_what_the_request_says():
     features = learner.features(request(custom_params=ours))
     plain = Learner(RuntimeConfig()).features(request())
     assert (features.prompt_tokens, features.cap_tokens, features.expected_tokens) == (40, 100, 40)
-    assert features.prefix_hashes == plain.prefix_hashes != ()
+    assert plain.prefix_hashes == Learner(RuntimeConfig()).features(request()).prefix_hashes != ()
+    # Another adapter's answers say nothing of this one's.
+    assert not set(features.prefix_hashes) & set(plain.prefix_hashes)
     assert (plain.user, plain.model, plain.constraint, plain.expected_tokens) == (0, 0, 0, None)
     assert 0 not in (features.user, features.model)
     assert learner.features(request(json_schema="{}")).constraint != 0
@@ -106,7 +108,7 @@ def test_a_file_that_cannot_be_used_is_refused_before_the_start(tmp_path):
     broken = tmp_path / "lengths.1"
     broken.write_text("nonsense")
     check_state(RuntimeConfig(predictor_state=str(tmp_path / "lengths")), replicas=1)
-    with pytest.raises(ValueError, match=r"lengths\.1 holds no usable predictor state"):
+    with pytest.raises(ValueError, match=r"lengths\.1 is no file of a predictor"):
         check_state(RuntimeConfig(predictor_state=str(tmp_path / "lengths")), replicas=2)
     with pytest.raises(ValueError, match=r"cannot be read .*: name another file"):
         check_state(RuntimeConfig(predictor_state=str(tmp_path)), replicas=1)

@@ -200,14 +200,14 @@ def test_a_broken_file_is_refused(damage, tmp_path):
         np.savez(path.open("wb"), other=np.zeros(3))
     else:
         path.write_bytes(damage)
-    with pytest.raises(PredictorStateError, match=r"state\.npz.*delete it"):
+    with pytest.raises(PredictorStateError, match=r"state\.npz.*another"):
         load(make_predictor(DEFAULT, 0.5), DEFAULT, path.read_bytes(), path)
 
 
 def test_another_predictors_file_is_refused(tmp_path):
     path = tmp_path / "state.npz"
     save(make_predictor("quantile", 0.5).state(), "quantile", path)
-    with pytest.raises(PredictorStateError, match="'quantile', not 'text'"):
+    with pytest.raises(PredictorStateError, match="'quantile', not 'text': set --econoserve-pred"):
         load(make_predictor("text", 0.5), "text", path.read_bytes(), path)
 
 

@@ -75,6 +75,8 @@ def make_replay_predictor(
     """
     if name == "oracle":
         return Oracle(level, truth)
+    if name == "noisy-oracle":
+        raise ValueError("predictor 'noisy-oracle': give its error, too, as in noisy-oracle(0.3)")
     if name.startswith("noisy-oracle(") and name.endswith(")"):
         try:
             sigma = float(name[len("noisy-oracle(") : -1])

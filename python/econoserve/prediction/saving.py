@@ -65,6 +65,10 @@ def load(predictor: Predictor, name: str, content: bytes, path: Path) -> None:
         PredictorStateError: the file is broken, or another predictor's; go on with a new
             predictor, since this one may have taken over a part of it.
     """
+    if not content.startswith(b"PK"):
+        raise PredictorStateError(
+            f"{path} is no file of a predictor: name another one with --econoserve-predictor-state"
+        )
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
@@ -72,8 +76,13 @@ def load(predictor: Predictor, name: str, content: bytes, path: Path) -> None:
         if header["version"] != VERSION:
             raise ValueError(f"it has version {header['version']}, not {VERSION}")
         if header["predictor"] != name:
-            raise ValueError(f"it is of the predictor {header['predictor']!r}, not {name!r}")
+            raise PredictorStateError(
+                f"{path} is of the predictor {header['predictor']!r}, not {name!r}: set "
+                f"--econoserve-predictor {header['predictor']}, or name another file"
+            )
         predictor.restore(state | header["plain"])
+    except PredictorStateError:
+        raise
     except BROKEN as error:
         raise PredictorStateError(
             f"{path} holds no usable predictor state ({error}): delete it, or name another file"

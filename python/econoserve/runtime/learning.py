@@ -109,7 +109,10 @@ class Learner:
         self._place = place or Place()
         self._path = state_path(config, self._place.replica)
         content = _content_of(self._path) if self._place.writes else None
-        self.predictor = _restored(config, self._path, self._place.agree(content))
+        content = self._place.agree(content)
+        self.predictor = _restored(config, self._path, content)
+        if content is not None:
+            logger.info("The predictor %s goes on from %s", config.predictor, self._path)
         self._news = 0
         self._saved_s: float | None = None
         self._writer: threading.Thread | None = None
