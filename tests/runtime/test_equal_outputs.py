@@ -14,6 +14,7 @@ TIGHT = {
 WRONG = {
     # Predictions far too short, nothing in reserve: promises run out and tasks are preempted.
     **TIGHT,
+    "econoserve_predictor": "quantile",
     "econoserve_rl_prior": 2,
     "econoserve_rl_quantile": 0.02,
     "econoserve_kvc_reserve": 0.0,

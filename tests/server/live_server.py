@@ -38,6 +38,7 @@ FLAGS = (
 SHORT_SIGHTED = (
     *("--econoserve-check-books", "--econoserve-kvc-reserve", "0"),
     *("--econoserve-rl-prior", "2", "--econoserve-rl-quantile", "0.02"),
+    *("--econoserve-predictor", "quantile", "--econoserve-kvc-risk", "0.95"),
 )
 """Flags of a server without a reserve that takes every answer for far too short at first."""
 METRICS = ("--enable-metrics",)
