@@ -30,13 +30,13 @@ def unconstrained(check: Check, load: Load) -> dict[str, Any]:
     """Iteration times of both systems, and their throughput when all requests have room."""
     sizes = check.sizes
     setup = check.setup(load.model, load.dtype, load.free_kvc_tokens, load.scale)
-    work = _requests(load.free_requests, load, setup, math.inf, SEED)
+    works = _works(load.free_requests, load, setup, math.inf, sizes.repeats)
     with both(setup, check.logs(f"unconstrained-{load.model}")) as engines:
         decode = _decode_times(engines, load, sizes)
         mixed = _mixed_times(engines[ECONOSERVE], load, sizes, decode[ECONOSERVE])
         _warm_up(engines, load, setup)
         runs = [
-            {"system": system, "repeat": repeat, **_burst(engines[system], work)}
+            {"system": system, "repeat": repeat, **_burst(engines[system], works[repeat])}
             for repeat, system in turns(sizes.repeats)
         ]
     return {
@@ -145,9 +145,9 @@ def goodput(check: Check, load: Load) -> dict[str, Any]:
         full = _burst(engines[STOCK], burst)
         slo_ms = SLO_FACTOR * 1e3 * figures(few["answers"])["mean_jct_s"]
         rate_per_s = LOAD_FACTOR * full["requests_per_s"]
-        work = _requests(load.bound_requests, load, setup, rate_per_s, SEED, slo_ms)
+        works = _works(load.bound_requests, load, setup, rate_per_s, sizes.repeats, slo_ms)
         runs = [
-            {"system": system, "repeat": repeat, **_burst(engines[system], work)}
+            {"system": system, "repeat": repeat, **_burst(engines[system], works[repeat])}
             for repeat, system in turns(sizes.repeats)
         ]
     return {
@@ -166,6 +166,21 @@ def _requests(
 ) -> list[dict[str, Any]]:
     drawn: list[Request] = draw_requests(count, load.scale, rate_per_s, setup.token_ids, seed)
     return [{**one.to_json(), "slo_ms": slo_ms} for one in drawn]
+
+
+def _works(
+    count: int,
+    load: Load,
+    setup: Setup,
+    rate_per_s: float,
+    repeats: int,
+    slo_ms: float | None = None,
+) -> list[list[dict[str, Any]]]:
+    """Requests of each repeat: others each time, or EconoServe would know their lengths."""
+    return [
+        _requests(count, load, setup, rate_per_s, SEED + 1 + repeat, slo_ms)
+        for repeat in range(repeats)
+    ]
 
 
 def _warm_up(engines: dict[str, Engine], load: Load, setup: Setup) -> None:

@@ -61,7 +61,8 @@ def default_arguments(device: str | None) -> dict[str, Any]:
     import torch
 
     defaults: dict[str, Any] = {"page_size": 1}
-    if device in (None, "cuda") and torch.cuda.is_available():
+    # ROCm answers to the name of CUDA, and has no FlashInfer.
+    if device in (None, "cuda") and torch.cuda.is_available() and torch.version.hip is None:
         defaults["attention_backend"] = "flashinfer"
     return defaults
 

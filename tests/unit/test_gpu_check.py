@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -261,9 +262,11 @@ class FakeEngine:
 
     def __init__(self, system, jct_s):
         self.system, self.jct_s = system, jct_s
+        self.prompts = []
 
     def ask(self, name, requests):
         assert name == "burst"
+        self.prompts += [tuple(one["prompt_ids"]) for one in requests]
         answers = [
             {
                 "error": None,
@@ -281,8 +284,12 @@ class FakeEngine:
 def test_goodput_counts_requests_that_keep_an_slo_that_stock_alone_defines(tmp_path, monkeypatch):
     engines = {"stock": FakeEngine("stock", 0.2), "econoserve": FakeEngine("econoserve", 0.1)}
     monkeypatch.setattr(serving, "both", lambda *_: contextlib.nullcontext(engines))
-    check = stages.Check(Device.CPU, CPU_QUICK, tmp_path, Results(tmp_path))
+    sizes = replace(CPU_QUICK, repeats=3)
+    check = stages.Check(Device.CPU, sizes, tmp_path, Results(tmp_path))
     found = serving.goodput(check, CPU_QUICK.loads[0])
+    for engine in engines.values():
+        longer = [prompt for prompt in engine.prompts if len(prompt) > 3]
+        assert len(set(longer)) == len(longer), "a prompt came again: its length is known by now"
     # With few beside it a request takes 0.2 s; under load stock takes 1.2 s, EconoServe 0.6 s.
     assert found["slo_ms"] == pytest.approx(1000)
     assert found["rate_per_s"] == pytest.approx(1.2 * 16 / 1.2)

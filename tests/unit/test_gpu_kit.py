@@ -8,11 +8,12 @@ import pytest
 from packaging.requirements import Requirement
 
 from benchmark.gpu import assemble, prepare
+from benchmark.gpu.assemble import sha256_of
 from benchmark.gpu.kit import pack, rehearsal
 from benchmark.gpu.kit.blank import blank, images, sections, unused
 from benchmark.gpu.kit.closure import distributions
 from benchmark.gpu.kit.plan import Rules, Target, Verdict, as_rows, decide, linked_names
-from benchmark.gpu.kit.wheels import in_folder, platform_flags, sha256_of
+from benchmark.gpu.kit.wheels import in_folder, platform_flags
 
 TARGET = Target("3.12", "2.39", 90, {"there": "2.0", "unknown": None, "old": "1.0", "lib": "9.1"})
 NO_RULES = Rules({}, {}, {}, {}, {}, {})

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmark.gpu.assemble import sha256_of
 from benchmark.gpu.kit.blank import blank
-from benchmark.gpu.kit.wheels import CHUNK_BYTES, sha256_of
+from benchmark.gpu.kit.wheels import CHUNK_BYTES
 
 FORMAT = 1
 """Rises when archives that were packed before must be packed again, or the manifest changes."""

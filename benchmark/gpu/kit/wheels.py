@@ -3,7 +3,6 @@
 Owns the folder of wheels: a wheel whose checksum is right is never fetched twice.
 """
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
+from benchmark.gpu.assemble import sha256_of
 from benchmark.gpu.kit.plan import Target
 
 OLDEST_GLIBC_MINOR = 5
@@ -137,19 +137,6 @@ def in_folder(folder: Path, name: str, version: str) -> Path | None:
         if found_name == name and str(found_version) == version:
             return path
     return None
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a file.
-
-    Args:
-        path: the file.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pip(arguments: Iterable[str], limit_s: float) -> None:
