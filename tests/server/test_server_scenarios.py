@@ -65,6 +65,13 @@ def assert_sound(grown: dict[str, int]) -> None:
     assert grown["allocation_failures"] == grown["planning_errors"] == 0, grown
 
 
+def many_sizes(generator: random.Random, number: int) -> list[Planned]:
+    """Requests of many sizes: equal ones may run in lockstep, three at a time, and none parks."""
+    sizes = ((8, 24, 40, 120), (60, 150, 300, 400))
+    chosen = [tuple(map(generator.choice, sizes)) for _ in range(number)]
+    return [Planned(prompt_ids(generator, prompt), output) for prompt, output in chosen]
+
+
 def used_tokens(server: LiveServer) -> int:
     """What the server tells load balancers."""
     return server.http.get("/v1/loads").json()["loads"][0]["num_used_tokens"]
@@ -225,7 +232,7 @@ def test_thousand_aborts_mid_stream_leave_nothing(stormy):
 
 def test_health_and_refused_flush_while_requests_are_parked(stormy):
     generator = random.Random(37)
-    plans = [Planned(prompt_ids(generator, 40), 300) for _ in range(20)]
+    plans = many_sizes(generator, 32)
 
     def wait_until_busy() -> None:
         # The figures are published every so many iterations, not at each.
@@ -285,7 +292,7 @@ def test_sessions_go_on_though_they_were_parked(stormy):
 
 def test_sigterm_under_load_ends_requests_and_server_in_time(stormy_server):
     generator = random.Random(41)
-    plans = [Planned(prompt_ids(generator, 40), 300) for _ in range(40)]
+    plans = many_sizes(generator, 40)
 
     async def run() -> list[Any]:
         async with client_of(stormy_server) as client:
