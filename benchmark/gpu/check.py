@@ -46,23 +46,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--limit-s",
         type=float,
         default=DEFAULT_LIMIT_S,
-        help=f"start no stage after so many seconds; default: {DEFAULT_LIMIT_S:g}",
+        help=f"end the stage that runs after so many seconds; default: {DEFAULT_LIMIT_S:g}",
     )
     return parser
 
 
-def run(check: Check, wanted: Sequence[str], limit_s: float) -> list[str]:
-    """Run the stages that are not done.
+def run(check: Check, wanted: Sequence[str]) -> list[str]:
+    """Run the stages that are not done; none starts after the check's deadline.
 
     Args:
         check: what they know.
         wanted: their names, in order.
-        limit_s: time after which none is started.
 
     Returns:
         Names of those that failed or were not started.
     """
-    began_s = time.monotonic()
     todo = stages(check)
     bad = []
     for name in wanted:
@@ -70,7 +68,7 @@ def run(check: Check, wanted: Sequence[str], limit_s: float) -> list[str]:
             print(f"{name}: done before", file=sys.stderr, flush=True)
             continue
         stage_s = time.monotonic()
-        if stage_s - began_s > limit_s:
+        if stage_s > check.deadline_s:
             print(f"{name}: no time left", file=sys.stderr, flush=True)
             bad.append(name)
             continue
@@ -119,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     options = parser.parse_args(argv)
     folder = options.out.absolute()
-    check = Check(Device(options.device), sizes_of(options), folder, Results(folder))
+    deadline_s = time.monotonic() + options.limit_s
+    check = Check(Device(options.device), sizes_of(options), folder, Results(folder), deadline_s)
     known = list(stages(check))
     wanted = known if options.stage is None else options.stage
     if unknown := sorted(set(wanted) - set(known)):
@@ -129,7 +128,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.fresh:
         for name in wanted:
             check.results.forget(name)
-    bad = run(check, wanted, options.limit_s)
+    try:
+        bad = run(check, wanted)
+    finally:
+        check.engines.close()
     print(f"\n{table(check.results, known if options.stage is None else wanted)}")
     return 1 if bad else 0
 

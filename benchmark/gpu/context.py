@@ -3,13 +3,16 @@
 Owns the settings that both systems are started with.
 """
 
-from dataclasses import dataclass
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmark.gpu import models
 from benchmark.gpu.lengths import longest_output_tokens
-from benchmark.gpu.pair import Setup
+from benchmark.gpu.pair import SYSTEMS, Engine, Engines, Setup
 from benchmark.gpu.results import Results
 from benchmark.gpu.sizes import Device, Sizes
 from benchmark.scheduler_comparison.workload import Vocabulary
@@ -30,12 +33,16 @@ class Check:
         sizes: how much is measured.
         folder: keeps results, models and logs.
         results: of the stages that are done.
+        deadline_s: when the check's time is over, by ``time.monotonic``.
+        engines: those that run.
     """
 
     device: Device
     sizes: Sizes
     folder: Path
     results: Results
+    deadline_s: float = math.inf
+    engines: Engines = field(default_factory=Engines)
 
     def setup(self, model: str, dtype: str, kvc_tokens: int, scale: float, **engine: Any) -> Setup:
         """Settings of both systems.
@@ -71,15 +78,22 @@ class Check:
             limit_s=self.sizes.limit_s,
         )
 
-    def logs(self, stage: str) -> Path:
-        """Folder for what the engines of a stage print.
+    def use(
+        self, setup: Setup, stage: str, systems: Sequence[str] = SYSTEMS
+    ) -> contextlib.AbstractContextManager[dict[str, Engine]]:
+        """Have engines run; see ``Engines.use``.
 
         Args:
-            stage: its name.
+            setup: what they are started with.
+            stage: names the folder for what they print, if they start now.
+            systems: which.
 
         Returns:
-            The folder.
+            A context with the engines by system.
         """
+        return self.engines.use(systems, setup, self._logs(stage), self.deadline_s)
+
+    def _logs(self, stage: str) -> Path:
         folder = self.folder / "logs" / stage
         folder.mkdir(parents=True, exist_ok=True)
         return folder

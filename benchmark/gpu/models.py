@@ -5,6 +5,7 @@ do not matter. All have heads of 128 and four queries to a key, so that FlashInf
 of kernels.
 """
 
+import json
 import math
 import shutil
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ DEMO = "demo"
 SEED = 7
 CONTEXT_TOKENS = 8192
 HEAD_SIZE = 128
+BYTES = {"float32": 4, "bfloat16": 2}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -84,6 +86,38 @@ def load_format(name: str) -> str:
         A value of ``--load-format``.
     """
     return "auto" if name == DEMO or SHAPES[name].weights else "dummy"
+
+
+def memory(folder: Path, dtype: str) -> dict[str, int]:
+    """What a model takes of a device's memory.
+
+    Args:
+        folder: a Llama's, with its ``config.json``.
+        dtype: of its weights and its KVC.
+
+    Returns:
+        ``weights_bytes``, ``layers``, ``kv_heads``, ``head_dim``, ``bytes_per_value`` and
+        ``context_tokens``.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or width // heads
+    attention = 2 * width * head_dim * (heads + kv_heads)
+    matrices = layers * (attention + 3 * width * inner)
+    norms = (2 * layers + 1) * width
+    vocabularies = 1 if config.get("tie_word_embeddings") else 2
+    values = matrices + norms + vocabularies * config["vocab_size"] * width
+    bytes_per_value = BYTES[dtype]
+    return {
+        "weights_bytes": values * bytes_per_value,
+        "layers": layers,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "bytes_per_value": bytes_per_value,
+        "context_tokens": config["max_position_embeddings"],
+    }
 
 
 def _make(shape: Shape, to: Path) -> None:

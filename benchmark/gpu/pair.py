@@ -4,10 +4,12 @@ Owns the processes it starts; all end, with their children, when the pair is clo
 """
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
@@ -22,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SYSTEMS = (STOCK, ECONOSERVE)
 LOG_TAIL_LINES = 25
 STOP_LIMIT_S = 20.0
+START_LIMIT_S = 560.0
+"""Kernels are compiled while the first engines start."""
 
 
 class EngineFailed(Exception):
@@ -37,8 +41,9 @@ class Setup:
         token_ids: tokens that prompts are made of.
         eos_ids: tokens that end a response.
         max_new_tokens: the limit that requests of a burst state.
-        limit_s: time for one answer of an engine, and for its start.
+        limit_s: time for one answer of an engine.
         settings: EconoServe's settings by name, without their prefix.
+        environment: environment variables of both systems' processes.
     """
 
     engine: dict[str, Any]
@@ -47,6 +52,7 @@ class Setup:
     max_new_tokens: int
     limit_s: float
     settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def job(self, system: str) -> dict[str, Any]:
         """What a worker is told.
@@ -60,7 +66,7 @@ class Setup:
         return {
             "system": system,
             "engine": self.engine,
-            "environment": ENVIRONMENTS[system],
+            "environment": {**ENVIRONMENTS[system], **self.environment},
             "settings": self.settings,
             "token_ids": list(self.token_ids),
             "eos_ids": list(self.eos_ids),
@@ -87,10 +93,17 @@ class Engine:
         system: ``stock`` or ``econoserve``.
         setup: what it is started with.
         log: file for what it prints.
+        deadline_s: no answer is waited for beyond it, by ``time.monotonic``.
+
+    Attributes:
+        system: as given.
+        start_s: how long it took to start, once it has been waited for.
     """
 
-    def __init__(self, system: str, setup: Setup, log: Path) -> None:
+    def __init__(self, system: str, setup: Setup, log: Path, deadline_s: float = math.inf) -> None:
         self.system, self._setup, self._log = system, setup, log
+        self._deadline_s = deadline_s
+        self.start_s: float | None = None
         self._pipe, theirs = Pipe()
         with log.open("wb") as output, theirs:
             self._process = subprocess.Popen(
@@ -114,7 +127,8 @@ class Engine:
         Raises:
             EngineFailed: it does not start.
         """
-        return self._answer()["start_s"]
+        self.start_s = self._answer(START_LIMIT_S)["start_s"]
+        return self.start_s
 
     def ask(self, name: str, **arguments: Any) -> dict[str, Any]:
         """Have something measured.
@@ -133,7 +147,7 @@ class Engine:
             self._pipe.send((name, arguments))
         except OSError:
             raise self._failed("it has ended") from None
-        return self._answer()["result"]
+        return self._answer(self._setup.limit_s)["result"]
 
     def close(self) -> None:
         """End the process and its children."""
@@ -141,12 +155,15 @@ class Engine:
             self._pipe.send(None)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_LIMIT_S)
-        self._kill()
+        self.kill()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self, limit_s: float) -> dict[str, Any]:
         pipe: Connection = self._pipe
-        if not pipe.poll(self._setup.limit_s):
-            raise self._failed(f"no answer in {self._setup.limit_s:.0f} s")
+        left_s = max(self._deadline_s - time.monotonic(), 0.0)
+        if not pipe.poll(min(limit_s, left_s)):
+            if left_s < limit_s:
+                raise self._failed("the check's time is over: raise --limit-s, or go on later")
+            raise self._failed(f"no answer in {limit_s:.0f} s")
         try:
             answer = pipe.recv()
         except EOFError:
@@ -159,7 +176,8 @@ class Engine:
         tail = "\n".join(self._log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
         return EngineFailed(f"{self.system}: its log ends with\n{tail}\n{self.system}: {reason}")
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End the process and its children at once."""
         # SGLang's processes are in the worker's session, so nothing is left over.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -167,28 +185,59 @@ class Engine:
         self._pipe.close()
 
 
-@contextlib.contextmanager
-def both(setup: Setup, logs: Path) -> Iterator[dict[str, Engine]]:
-    """Start both systems at once; the KVC of both must fit the memory.
+class Engines:
+    """Engines that go on running from stage to stage while their setup stays the same.
 
-    Args:
-        setup: what they are started with.
-        logs: folder for what they print.
-
-    Yields:
-        The engines by system.
-
-    Raises:
-        EngineFailed: one does not start.
+    Starting them takes longer than most of what is measured. Stages must leave them idle.
     """
-    with contextlib.ExitStack() as stack:
-        engines = {}
-        for system in SYSTEMS:
-            engines[system] = Engine(system, setup, logs / f"{system}.log")
-            stack.callback(engines[system].close)
-        for engine in engines.values():
-            engine.wait()
-        yield engines
+
+    def __init__(self) -> None:
+        self._running: dict[str, Engine] = {}
+        self._setup: Setup | None = None
+
+    @contextlib.contextmanager
+    def use(
+        self, systems: Sequence[str], setup: Setup, logs: Path, deadline_s: float = math.inf
+    ) -> Iterator[dict[str, Engine]]:
+        """Have systems run with a setup; the KVC of all must fit the memory.
+
+        Those that run with another one end first; those that are missing start at once. If what
+        uses them raises, all end.
+
+        Args:
+            systems: which.
+            setup: what they are started with.
+            logs: folder for what they print.
+            deadline_s: no answer is waited for beyond it, by ``time.monotonic``.
+
+        Yields:
+            The engines by system.
+
+        Raises:
+            EngineFailed: one does not start.
+        """
+        if setup != self._setup:
+            self.close()
+            self._setup = setup
+        try:
+            missing = [system for system in systems if system not in self._running]
+            for system in missing:
+                log = logs / f"{system}.log"
+                self._running[system] = Engine(system, setup, log, deadline_s)
+            for system in missing:
+                self._running[system].wait()
+            yield {system: self._running[system] for system in systems}
+        except BaseException:
+            for engine in self._running.values():
+                engine.kill()
+            self._running.clear()
+            raise
+
+    def close(self) -> None:
+        """End all of them."""
+        for engine in self._running.values():
+            engine.close()
+        self._running.clear()
 
 
 def turns(repeats: int) -> list[tuple[int, str]]:

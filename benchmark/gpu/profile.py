@@ -96,19 +96,20 @@ def decode_samples(points: Sequence[dict[str, Any]], new_tokens: int) -> list[Ti
 
 
 def mixed_samples(points: Sequence[dict[str, Any]]) -> list[Timed]:
-    """Iterations that computed a prompt beside others that decoded.
+    """Iterations that computed a prompt, or a part of one, beside others that decoded.
 
     Args:
-        points: ``running``, ``tokens``, ``context_tokens`` of all that run, and ``iteration_ms``.
+        points: ``running``, ``prompt_tokens`` of a prompt, ``tokens`` of it in each iteration,
+            ``context_tokens`` of all that run, and ``iteration_ms``.
 
     Returns:
-        What was timed.
+        What was timed, on average over the parts of a prompt.
     """
     return [
         Timed(
             IterationWork(
                 prefill_tokens=round(one["tokens"]),
-                prefill_squared=round(one["tokens"] ** 2),
+                prefill_squared=mean_squared(one["tokens"], one["prompt_tokens"]),
                 decoding=one["running"],
                 context_tokens=round(one["context_tokens"]),
             ),
@@ -117,3 +118,47 @@ def mixed_samples(points: Sequence[dict[str, Any]]) -> list[Timed]:
         for one in points
         if one["iteration_ms"] is not None and one["iteration_ms"] > 0
     ]
+
+
+def mean_squared(tokens: float, prompt_tokens: int) -> int:
+    """``prefill_squared`` of an iteration, where prompts are computed in equal parts.
+
+    Part i of k has c tokens and a context of i * c after it; the mean of c * i * c over the parts
+    is c * (c + k * c) / 2.
+
+    Args:
+        tokens: of a part.
+        prompt_tokens: of the prompt.
+
+    Returns:
+        Tokens squared.
+    """
+    return round(tokens * (tokens + max(prompt_tokens, tokens)) / 2)
+
+
+def hardware_profile(
+    source: str, memory: dict[str, Any], host_bytes_per_s: float, fits: dict[str, Any]
+) -> dict[str, Any]:
+    """A profile for ``econoserve simulate --hardware FILE.json``.
+
+    Args:
+        source: where its numbers are from.
+        memory: the fields of ``econoserve.sim.profile.Memory``, and ``context_tokens``.
+        host_bytes_per_s: bandwidth between device and host.
+        fits: what ``fit`` found for ``decode`` and ``mixed`` iterations.
+
+    Returns:
+        Plain values; see docs/simulator.md.
+    """
+    memory = dict(memory)
+    return {
+        "source": source,
+        "context_tokens": memory.pop("context_tokens"),
+        "memory": memory,
+        "host_bytes_per_s": host_bytes_per_s,
+        "time": {
+            "kind": "regimes",
+            "decode_s": fits["decode"]["coefficients_s"],
+            "mixed_s": fits["mixed"]["coefficients_s"],
+        },
+    }

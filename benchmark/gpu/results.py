@@ -122,7 +122,8 @@ def _rows(stage: str, value: dict[str, Any]) -> list[tuple[str, str, str, str, s
         "imports": _imports,
         "kernels": _kernels,
         "correctness": _correctness,
-        "unconstrained": _unconstrained,
+        "iterations": _iterations,
+        "throughput": _throughput,
         "goodput": _goodput,
         "profile": _profile,
     }[kind](value)
@@ -134,7 +135,7 @@ def _imports(value: dict[str, Any]) -> list[tuple]:
 
 
 def _kernels(value: dict[str, Any]) -> list[tuple]:
-    compiled = f"{len(value['compiled'])} FlashInfer modules"
+    compiled = f"{len(value['compiled'])} modules"
     return [("first start, kernels compiled (s)", compiled, f"{value['start_s']:.1f}", "", "")]
 
 
@@ -144,7 +145,7 @@ def _correctness(value: dict[str, Any]) -> list[tuple]:
     return [("equal greedy outputs", disturbed, equal, f"{value['equal_tokens']:.3f}", "")]
 
 
-def _unconstrained(value: dict[str, Any]) -> list[tuple]:
+def _iterations(value: dict[str, Any]) -> list[tuple]:
     rows = []
     for theirs, mine in zip(value["decode"]["stock"], value["decode"]["econoserve"], strict=True):
         title = f"decode ms, batch {mine['running']}, context {mine['context_tokens']}"
@@ -153,14 +154,31 @@ def _unconstrained(value: dict[str, Any]) -> list[tuple]:
         rows.append((title, *(f"{one:.2f}" for one in times), ratio, ""))
     for one in value["mixed"]:
         if one["iteration_ms"] is not None:
-            title = f"mixed ms, batch {one['running']} and {one['tokens']:.0f} prompt tokens"
+            context = one["context_tokens"] / one["running"]
+            title = (
+                f"mixed ms, batch {one['running']} of {context:.0f} and {one['tokens']:.0f} of "
+                f"{one['prompt_tokens']} prompt tokens"
+            )
             rows.append((title, "", f"{one['iteration_ms']:.2f}", "", ""))
-    rows.append(_compared("output tokens/s", value["throughput"], 0, LEAST_THROUGHPUT))
-    added = value["overhead"]["added"]
-    target = f"< {MOST_OVERHEAD:.0%}: {'kept' if added < MOST_OVERHEAD else 'missed'}"
-    title = f"added to a decode iteration, batch {value['overhead']['running']}"
-    rows.append((title, "", f"{added:+.1%}", "", target))
+    overhead = value["overhead"]
+    share = overhead["scheduling"]
+    target = f"< {MOST_OVERHEAD:.0%}: {'kept' if share < MOST_OVERHEAD else 'missed'}"
+    title = f"planning and bookkeeping ms, batch {overhead['running']}"
+    rows.append((title, "", f"{overhead['scheduling_ms']:.3f}", f"{share:.1%}", target))
+    title = f"added to a decode iteration, batch {overhead['running']}"
+    rows.append((title, "", _percent(overhead["added"]), "", ""))
     return rows
+
+
+def _percent(spread: list[float] | None) -> str:
+    if spread is None:
+        return "-"
+    median, low, high = (f"{one:+.1%}" for one in spread)
+    return median if low == high else f"{median} [{low}, {high}]"
+
+
+def _throughput(value: dict[str, Any]) -> list[tuple]:
+    return [_compared("output tokens/s", value["throughput"], 0, LEAST_THROUGHPUT)]
 
 
 def _goodput(value: dict[str, Any]) -> list[tuple]:
@@ -176,11 +194,10 @@ def _profile(value: dict[str, Any]) -> list[tuple]:
     rows = []
     for model, regimes in value.items():
         for regime in ("decode", "mixed"):
-            if regimes[regime] is not None:
-                fitted = regimes[regime]
-                numbers = " ".join(f"{one:.2e}" for one in fitted["coefficients_s"])
-                error = f"error {fitted['mean_relative_error']:.1%}"
-                rows.append((f"{model}, {regime}: c0 to c4 (s)", error, numbers, "", ""))
+            fitted = regimes[regime]
+            numbers = " ".join(f"{one:.2e}" for one in fitted["coefficients_s"])
+            error = f"error {fitted['mean_relative_error']:.1%}"
+            rows.append((f"{model}, {regime}: c0 to c4 (s)", error, numbers, "", ""))
     return rows
 
 

@@ -4,13 +4,13 @@ Owns what is called throughput, goodput and overhead here.
 """
 
 import math
+from itertools import product
 from typing import Any
 
-import numpy as np
-
+from benchmark.gpu import pressure
 from benchmark.gpu.context import SEED, Check, StageFailed, failures
 from benchmark.gpu.lengths import draw_requests
-from benchmark.gpu.pair import SYSTEMS, Engine, Setup, both, turns
+from benchmark.gpu.pair import SYSTEMS, Engine, Setup, turns
 from benchmark.gpu.sizes import Load, Sizes
 from benchmark.scheduler_comparison.figures import Spread, figures
 from benchmark.scheduler_comparison.worker import ECONOSERVE, STOCK
@@ -19,33 +19,47 @@ from benchmark.scheduler_comparison.workload import Request
 WARMUP_SEED = 1001
 WARMUP_REQUESTS = 32
 FEW_REQUESTS = 4
-LOAD_FACTOR = 1.2
-"""Arrivals per second in goodput runs, as a multiple of what stock SGLang completes in a burst."""
-
-SLO_FACTOR = 5.0
-"""The SLO in goodput runs, as a multiple of the mean time of a request with few beside it."""
+FULL_SHARE = 0.8
+"""Share of the KVC that timed iterations may take."""
 
 
-def unconstrained(check: Check, load: Load) -> dict[str, Any]:
-    """Iteration times of both systems, and their throughput when all requests have room."""
+def iterations(check: Check, load: Load) -> dict[str, Any]:
+    """Iteration times of both systems, and what EconoServe adds to a decode iteration."""
     sizes = check.sizes
-    setup = check.setup(load.model, load.dtype, load.free_kvc_tokens, load.scale)
-    works = _works(load.free_requests, load, setup, math.inf, sizes.repeats)
-    with both(setup, check.logs(f"unconstrained-{load.model}")) as engines:
+    with check.use(free_setup(check, load), f"iterations-{load.model}") as engines:
         decode = _decode_times(engines, load, sizes)
-        mixed = _mixed_times(engines[ECONOSERVE], load, sizes, decode[ECONOSERVE])
-        _warm_up(engines, load, setup)
-        runs = [
-            {"system": system, "repeat": repeat, **_burst(engines[system], works[repeat])}
-            for repeat, system in turns(sizes.repeats)
-        ]
+        mixed = _mixed_times(engines[ECONOSERVE], load, sizes)
     return {
         "decode": decode,
         "mixed": mixed,
         "overhead": overhead(decode, sizes.overhead_batch),
-        "throughput": ratio_of(runs, "output_tokens_per_s"),
-        "runs": runs,
     }
+
+
+def throughput(check: Check, load: Load) -> dict[str, Any]:
+    """Throughput of both systems when all requests have room."""
+    setup = free_setup(check, load)
+    works = _works(load.free_requests, load, setup, math.inf, check.sizes.repeats)
+    with check.use(setup, f"throughput-{load.model}") as engines:
+        _warm_up(engines, load, setup)
+        runs = [
+            {"system": system, "repeat": repeat, **_burst(engines[system], works[repeat])}
+            for repeat, system in turns(check.sizes.repeats)
+        ]
+    return {"throughput": ratio_of(runs, "output_tokens_per_s"), "runs": runs}
+
+
+def free_setup(check: Check, load: Load) -> Setup:
+    """Settings of a load with room for all of its requests.
+
+    Args:
+        check: what all stages know.
+        load: the load.
+
+    Returns:
+        The settings.
+    """
+    return check.setup(load.model, load.dtype, load.free_kvc_tokens, load.scale)
 
 
 def _decode_times(
@@ -55,105 +69,120 @@ def _decode_times(
     points: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
     for context_tokens in sizes.contexts:
         for running in load.batches:
-            longest = context_tokens + sizes.decode_tokens + 8
-            if running * longest > 0.8 * load.free_kvc_tokens:
+            if not _fits(running, context_tokens + sizes.decode_tokens + 8, load):
                 continue
-            times: dict[str, list[float]] = {system: [] for system in SYSTEMS}
+            timed: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
             for _, system in turns(sizes.repeats):
-                timed = engines[system].ask(
+                answer = engines[system].ask(
                     "decode",
                     running=running,
                     context_tokens=context_tokens,
                     new_tokens=sizes.decode_tokens,
                 )
-                times[system].append(timed["iteration_ms"])
+                timed[system].append(answer)
             for system in SYSTEMS:
-                spread = Spread.of(times[system])
+                times = [one["iteration_ms"] for one in timed[system]]
+                own = Spread.of([one["scheduling_ms"] for one in timed[system]])
                 points[system].append(
                     {
                         "running": running,
                         "context_tokens": context_tokens,
-                        "iteration_ms": spread.median,
-                        "range_ms": [spread.lowest, spread.highest],
+                        "iteration_ms": Spread.of(times).median,
+                        "repeats_ms": times,
+                        "scheduling_ms": None if own is None else own.median,
                     }
                 )
     return points
 
 
-def _mixed_times(
-    engine: Engine, load: Load, sizes: Sizes, decode: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Mixed iterations of EconoServe: what prompts add, on top of the decode iteration."""
+def _fits(running: int, longest_tokens: int, load: Load) -> bool:
+    return running * longest_tokens <= FULL_SHARE * load.free_kvc_tokens
+
+
+def _mixed_times(engine: Engine, load: Load, sizes: Sizes) -> list[dict[str, Any]]:
+    """Mixed iterations of EconoServe."""
+    points = product(sizes.mixed_contexts, sizes.mixed_batches, sizes.mixed_prompts)
     found = []
-    for running in sizes.mixed_batches:
-        base_ms = _nearest_ms(decode, running)
-        for tokens in sizes.mixed_prompts:
-            timed = engine.ask(
-                "mixed", running=running, prompt_tokens=tokens, prompts=sizes.mixed_count
-            )
-            added_ms = timed["added_ms"]
-            found.append(
-                {
-                    **timed,
-                    "running": running,
-                    "prompt_tokens": tokens,
-                    "context_tokens": running * (16 + 2 * sizes.mixed_count),
-                    "iteration_ms": None if added_ms is None else base_ms + added_ms,
-                }
-            )
+    for context_tokens, running, prompt_tokens in points:
+        if not _fits(running, context_tokens, load):
+            continue
+        timed = engine.ask(
+            "mixed",
+            running=running,
+            context_tokens=context_tokens,
+            prompt_tokens=prompt_tokens,
+            prompts=sizes.mixed_count,
+        )
+        added_ms = timed["added_ms"]
+        found.append(
+            {
+                **timed,
+                "running": running,
+                "prompt_tokens": prompt_tokens,
+                "context_tokens": running * (context_tokens + timed["decoded"] / 2),
+                "iteration_ms": None if added_ms is None else timed["alone_ms"] + added_ms,
+            }
+        )
     return found
 
 
-def _nearest_ms(decode: list[dict[str, Any]], running: int) -> float:
-    """Time of a decode iteration with short contexts, between the batches that were timed."""
-    shortest = min(one["context_tokens"] for one in decode)
-    known = sorted(
-        (one["running"], one["iteration_ms"]) for one in decode if one["context_tokens"] == shortest
-    )
-    return float(np.interp(running, *zip(*known, strict=True)))
-
-
 def overhead(decode: dict[str, list[dict[str, Any]]], running: int) -> dict[str, Any]:
-    """What EconoServe adds to a decode iteration.
+    """What EconoServe adds to a decode iteration, at the shortest context.
 
     Args:
         decode: iteration times by system.
         running: the batch to tell it at, or the largest one below.
 
     Returns:
-        The batch, and the ``added`` share at the shortest context.
+        The batch (``running``); the share that EconoServe's iterations are longer by (``added``:
+        median, lowest and highest over the repeats, each with its neighbour); its own planning and
+        bookkeeping per iteration (``scheduling_ms``), and as a share of stock SGLang's iteration
+        (``scheduling``).
     """
     pairs = [
-        (mine["running"], mine["iteration_ms"] / theirs["iteration_ms"] - 1)
+        (mine, theirs)
         for mine, theirs in zip(decode[ECONOSERVE], decode[STOCK], strict=True)
         if mine["running"] <= running
     ]
-    largest = max(batch for batch, _ in pairs)
-    return {"running": largest, "added": next(share for batch, share in pairs if batch == largest)}
+    largest = max(mine["running"] for mine, _ in pairs)
+    mine, theirs = next(pair for pair in pairs if pair[0]["running"] == largest)
+    repeats = zip(mine["repeats_ms"], theirs["repeats_ms"], strict=True)
+    return {
+        "running": largest,
+        "added": _spread([ours / stock - 1 if stock > 0 else None for ours, stock in repeats]),
+        "scheduling_ms": mine["scheduling_ms"],
+        "scheduling": mine["scheduling_ms"] / theirs["iteration_ms"],
+    }
 
 
 def goodput(check: Check, load: Load) -> dict[str, Any]:
     """Requests per second that keep their SLO when the KVC is short and arrivals are many."""
-    sizes = check.sizes
+    repeats = check.sizes.goodput_repeats
     setup = check.setup(load.model, load.dtype, load.bound_kvc_tokens, load.scale)
-    with both(setup, check.logs(f"goodput-{load.model}")) as engines:
+    with check.use(setup, f"goodput-{load.model}") as engines:
         _warm_up(engines, load, setup)
-        few = engines[STOCK].ask(
-            "burst", requests=_requests(FEW_REQUESTS, load, setup, math.inf, WARMUP_SEED)
+        few = _burst(
+            engines[STOCK], _requests(FEW_REQUESTS, load, setup, math.inf, WARMUP_SEED + 1)
         )
         burst = _requests(load.bound_requests, load, setup, math.inf, SEED)
-        full = _burst(engines[STOCK], burst)
-        slo_ms = SLO_FACTOR * 1e3 * figures(few["answers"])["mean_jct_s"]
-        rate_per_s = LOAD_FACTOR * full["requests_per_s"]
-        works = _works(load.bound_requests, load, setup, rate_per_s, sizes.repeats, slo_ms)
+        full = _answers(engines[STOCK], burst)["answers"]
+        sustained_per_s = pressure.sustained_requests_per_s(full)
+        slo_ms = pressure.slo_ms(few["mean_tpot_ms"], load.scale)
+        rate_per_s = pressure.LOAD_FACTOR * sustained_per_s
+        works = _works(load.bound_requests, load, setup, rate_per_s, repeats, slo_ms)
         runs = [
             {"system": system, "repeat": repeat, **_burst(engines[system], works[repeat])}
-            for repeat, system in turns(sizes.repeats)
+            for repeat, system in turns(repeats)
         ]
+    for run in runs:
+        # The same arrivals for both, whenever their last responses end.
+        run["goodput_per_s"] = run["slo_met"] * rate_per_s
     return {
         "slo_ms": slo_ms,
         "rate_per_s": rate_per_s,
-        "stock_burst": full,
+        "few_tpot_ms": few["mean_tpot_ms"],
+        "sustained_per_s": sustained_per_s,
+        "stock_burst": figures(full),
         "goodput": ratio_of(runs, "goodput_per_s"),
         "slo_met": ratio_of(runs, "slo_met"),
         "throughput": ratio_of(runs, "output_tokens_per_s"),
@@ -190,20 +219,16 @@ def _warm_up(engines: dict[str, Engine], load: Load, setup: Setup) -> None:
         engine.ask("burst", requests=work)
 
 
-def _burst(engine: Engine, work: list[dict[str, Any]]) -> dict[str, Any]:
+def _answers(engine: Engine, work: list[dict[str, Any]]) -> dict[str, Any]:
     result = engine.ask("burst", requests=work)
-    answers = result["answers"]
-    if wrong := failures(answers):
+    if wrong := failures(result["answers"]):
         raise StageFailed(f"{engine.system}: {'; '.join(wrong[:5])}")
-    last_s = max(one["arrival_s"] + one["jct_s"] for one in answers)
-    first_s = min(one["arrival_s"] for one in answers)
-    met = figures(answers)["slo_met"]
-    return {
-        **figures(answers),
-        "requests_per_s": len(answers) / (last_s - first_s),
-        "goodput_per_s": None if met is None else met * len(answers) / (last_s - first_s),
-        "counters": result["counters"],
-    }
+    return result
+
+
+def _burst(engine: Engine, work: list[dict[str, Any]]) -> dict[str, Any]:
+    result = _answers(engine, work)
+    return {**figures(result["answers"]), "counters": result["counters"]}
 
 
 def ratio_of(runs: list[dict[str, Any]], key: str) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 Owns the stages and their order. A stage must not rely on another one but through its kept result.
 """
 
+import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -16,22 +18,31 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from benchmark.gpu import models
 from benchmark.gpu.context import SEED, Check, StageFailed, failures
+from benchmark.gpu.hardware import device_name, host_bytes_per_s, memory_bytes
 from benchmark.gpu.lengths import draw_requests
-from benchmark.gpu.pair import ROOT, SYSTEMS, Engine, EngineFailed, both, search_path
-from benchmark.gpu.profile import decode_samples, fit, mixed_samples
-from benchmark.gpu.serving import goodput, unconstrained
+from benchmark.gpu.pair import ROOT, SYSTEMS, EngineFailed, Setup, search_path
+from benchmark.gpu.profile import decode_samples, fit, hardware_profile, mixed_samples
+from benchmark.gpu.serving import goodput, iterations, throughput
 from benchmark.gpu.sizes import Device
 from benchmark.scheduler_comparison.worker import ECONOSERVE
 
 TOO_HOPEFUL = {"rl_prior": 2, "rl_quantile": 0.02, "kvc_reserve": 0.0}
 """Settings under which EconoServe expects short responses at first, and has to preempt."""
 
+DTYPES = ("bfloat16", "float32")
 COMPILERS = ("nvcc", "ninja", "c++")
 PACKAGES = ("econoserve", "sglang", "torch", "triton", "flashinfer-python", "sglang-kernel")
 DOCTOR_LIMIT_S = 240
-KERNEL_LIMIT_S = 560.0
-"""FlashInfer compiles while the first engine starts."""
+ACTIVATION_BYTES = 1 << 30
+"""Of a profile; not measured."""
+
+USABLE_FRACTION = 0.85
+"""Of a profile: share of the memory that a server may use."""
+
+CACHES = ("flashinfer", "tvm-ffi")
+"""Folders of ``~/.cache`` where FlashInfer's kernels and SGLang's own lie when compiled."""
 
 
 def stages(check: Check) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -43,14 +54,14 @@ def stages(check: Check) -> dict[str, Callable[[], dict[str, Any]]]:
     Returns:
         Functions by name.
     """
-    found = {
-        "imports": partial(imports, check),
-        "kernels": partial(kernels, check),
-        "correctness-float32": partial(correctness, check, "float32"),
-        "correctness-bfloat16": partial(correctness, check, "bfloat16"),
-    }
+    found = {"imports": partial(imports, check), "kernels": partial(kernels, check)}
+    # First the one whose engines the kernels were compiled with.
+    first = check.sizes.loads[0].dtype
+    for dtype in sorted(DTYPES, key=lambda one: one != first):
+        found[f"correctness-{dtype}"] = partial(correctness, check, dtype)
     for load in check.sizes.loads:
-        found[f"unconstrained-{load.model}"] = partial(unconstrained, check, load)
+        found[f"iterations-{load.model}"] = partial(iterations, check, load)
+        found[f"throughput-{load.model}"] = partial(throughput, check, load)
         found[f"goodput-{load.model}"] = partial(goodput, check, load)
     return {**found, "profile": partial(profile, check)}
 
@@ -69,13 +80,13 @@ def imports(check: Check) -> dict[str, Any]:
         env={**os.environ, "SGLANG_PLUGINS": ""},
         capture_output=True,
         text=True,
-        timeout=DOCTOR_LIMIT_S,
+        timeout=max(min(DOCTOR_LIMIT_S, check.deadline_s - time.monotonic()), 1.0),
         check=False,
     )
     lines = done.stdout.splitlines()
     if done.returncode != 0:
         raise StageFailed("\n".join([*lines, *done.stderr.splitlines()[-10:]]))
-    return {"doctor": lines, "versions": dict(_versions()), "device": _device_name(check.device)}
+    return {"doctor": lines, "versions": dict(_versions()), "device": device_name(check.device)}
 
 
 def _versions() -> Iterable[tuple[str, str]]:
@@ -87,47 +98,73 @@ def _versions() -> Iterable[tuple[str, str]]:
             yield name, "not installed"
 
 
-def _device_name(device: Device) -> str:
-    import torch
-
-    if device is Device.CPU:
-        return f"CPU, {len(os.sched_getaffinity(0))} cores"
-    return f"{torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
-
-
 def kernels(check: Check) -> dict[str, Any]:
-    """Compile every kernel that the later stages use: their shapes differ, their heads do not."""
+    """Start an engine whose kernels are compiled meanwhile, and have it use them.
+
+    FlashInfer's attention is compiled for a data type and a size of heads: all models here share
+    it. SGLang compiles some kernels of its own for a data type, a hidden size, or the bytes of a
+    token's keys in a layer, so each model's first start compiles a few more.
+    """
     sizes = check.sizes
-    load = sizes.loads[0]
-    setup = check.setup(sizes.correctness_model, load.dtype, load.bound_kvc_tokens, load.scale)
-    patient = replace(setup, limit_s=KERNEL_LIMIT_S)
-    engine = Engine(ECONOSERVE, patient, check.logs("kernels") / "econoserve.log")
-    try:
-        start_s = engine.wait()
-        for running in load.batches:
-            engine.ask("decode", running=min(running, 64), context_tokens=16, new_tokens=4)
-        mixed = engine.ask("mixed", running=2, prompt_tokens=64, prompts=2)
-    finally:
-        engine.close()
-    cache = Path.home() / ".cache" / "flashinfer"
-    built = sorted({path.stem for path in cache.rglob("*.so")}) if cache.exists() else []
-    return {"start_s": start_s, "mixed_iterations": mixed["iterations"], "compiled": built}
+    setup = correctness_setup(check, sizes.loads[0].dtype)
+    largest = sizes.correctness_kvc_tokens // 32
+    with check.use(setup, "kernels", [ECONOSERVE]) as engines:
+        engine = engines[ECONOSERVE]
+        for running in sizes.loads[0].batches:
+            batch = min(running, largest, sizes.max_running)
+            engine.ask("decode", running=batch, context_tokens=16, new_tokens=4)
+        mixed = engine.ask("mixed", running=2, context_tokens=16, prompt_tokens=64, prompts=2)
+    return {
+        "start_s": engine.start_s,
+        "mixed_iterations": mixed["iterations"],
+        "compiled": compiled(),
+    }
+
+
+def compiled() -> list[str]:
+    """Kernels that have been compiled on this machine.
+
+    Returns:
+        ``FOLDER/NAME`` of each, sorted.
+    """
+    home = Path.home() / ".cache"
+    return sorted(
+        {f"{name}/{path.stem}" for name in CACHES for path in (home / name).rglob("*.so")}
+    )
+
+
+def correctness_setup(check: Check, dtype: str) -> Setup:
+    """Settings under which tokens are compared.
+
+    Args:
+        check: what all stages know.
+        dtype: of the weights.
+
+    Returns:
+        The settings; in float32 without kernels that do not support it.
+    """
+    sizes = check.sizes
+    exact = dtype == "float32"
+    setup = check.setup(
+        sizes.correctness_model,
+        dtype,
+        sizes.correctness_kvc_tokens,
+        sizes.correctness_scale,
+        **(sizes.float32_engine if exact else {}),
+    )
+    environment = sizes.float32_environment if exact else {}
+    return replace(setup, settings=TOO_HOPEFUL, environment=environment)
 
 
 def correctness(check: Check, dtype: str) -> dict[str, Any]:
     """Greedy tokens of both systems, with so little KVC that requests wait, park and come back."""
     sizes = check.sizes
-    engine = sizes.float32_engine if dtype == "float32" else {}
-    scale = sizes.correctness_scale
-    setup = check.setup(
-        sizes.correctness_model, dtype, sizes.correctness_kvc_tokens, scale, **engine
-    )
-    setup = replace(setup, settings=TOO_HOPEFUL)
+    setup = correctness_setup(check, dtype)
     requests = draw_requests(
-        sizes.correctness_requests, scale, math.inf, setup.token_ids, seed=SEED
+        sizes.correctness_requests, sizes.correctness_scale, math.inf, setup.token_ids, seed=SEED
     )
     work = [one.to_json() for one in requests]
-    with both(setup, check.logs(f"correctness-{dtype}")) as engines:
+    with check.use(setup, f"correctness-{dtype}") as engines:
         runs = {system: engines[system].ask("burst", requests=work) for system in SYSTEMS}
     counters = runs[ECONOSERVE]["counters"]
     disturbed = counters["parked"] + counters["preempted"] + counters["offloaded"]
@@ -177,21 +214,30 @@ def compare_tokens(stock: list[dict[str, Any]], econoserve: list[dict[str, Any]]
 
 
 def profile(check: Check) -> dict[str, Any]:
-    """Fit what iterations cost, from the times that were kept."""
-    found = {}
+    """Fit what iterations cost, from the times that were kept, and write profiles to simulate."""
+    found: dict[str, Any] = {}
     for load in check.sizes.loads:
-        kept = check.results.value(f"unconstrained-{load.model}")
+        kept = check.results.value(f"iterations-{load.model}")
         if kept is None:
             continue
         decode = decode_samples(kept["decode"][ECONOSERVE], check.sizes.decode_tokens)
         mixed = mixed_samples(kept["mixed"])
-        found[load.model] = {
-            "decode": fit(decode),
-            "mixed": fit(mixed) if mixed else None,
-            "kvc_tokens": load.free_kvc_tokens,
+        fits = {"decode": fit(decode), "mixed": fit(mixed)}
+        folder = models.ensure(load.model, check.folder / "models")
+        memory = {
+            "gpu_bytes": memory_bytes(check.device),
+            "gpus": 1,
+            "usable_fraction": USABLE_FRACTION,
+            "activation_bytes": ACTIVATION_BYTES,
+            **models.memory(folder, load.dtype),
         }
+        source = f"benchmark.gpu.check on {device_name(check.device)}, {load.dtype}, EconoServe"
+        fields = hardware_profile(source, memory, host_bytes_per_s(check.device), fits)
+        path = check.folder / f"{check.device.value}_{load.model}.profile.json"
+        path.write_text(json.dumps(fields, indent=1) + "\n")
+        found[load.model] = {**fits, "file": str(path)}
     if not found:
-        raise StageFailed("no stage unconstrained-* has been done: run one first")
+        raise StageFailed("no stage iterations-* has been done: run one first")
     return found
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmark.scheduler_comparison.worker import (
     ECONOSERVE,
@@ -22,6 +22,24 @@ from benchmark.scheduler_comparison.worker import (
 from benchmark.scheduler_comparison.workload import Request
 
 WARM_TOKENS = 8
+LEAST_PER_PROMPT = 12
+"""Tokens that others decode for each prompt beside them, at first; twice as many if too few."""
+
+MOST_TOKENS = 2000
+
+
+class Together(NamedTuple):
+    """What came of requests that decoded together.
+
+    Attributes:
+        seconds: from the moment when all decoded to their end.
+        mixed: iterations with prompts in that time.
+        outlived: they were still decoding when the last prompt was done.
+    """
+
+    seconds: float
+    mixed: int
+    outlived: bool
 
 
 class Bench:
@@ -64,7 +82,8 @@ class Bench:
             new_tokens: iterations that are timed.
 
         Returns:
-            ``iteration_ms``.
+            ``iteration_ms``; ``scheduling_ms``, what EconoServe's planning and bookkeeping took of
+            it, ``None`` of stock SGLang.
         """
         prompts = [self._prompt(number, context_tokens) for number in range(running)]
 
@@ -76,53 +95,89 @@ class Bench:
 
         # The prompts are in the prefix cache after the first time.
         seconds(WARM_TOKENS)
+        marks = [self._scheduling_s()]
         short_s = seconds(WARM_TOKENS)
+        marks.append(self._scheduling_s())
         long_s = seconds(WARM_TOKENS + new_tokens)
-        return {"iteration_ms": (long_s - short_s) / new_tokens * 1e3}
+        marks.append(self._scheduling_s())
+        own_ms = None
+        if None not in marks:
+            own_ms = (marks[2] - 2 * marks[1] + marks[0]) / new_tokens * 1e3
+        return {"iteration_ms": (long_s - short_s) / new_tokens * 1e3, "scheduling_ms": own_ms}
 
-    def mixed(self, running: int, prompt_tokens: int, prompts: int) -> dict[str, Any]:
+    def _scheduling_s(self) -> float | None:
+        return self._totals().get("scheduling_s")
+
+    def mixed(
+        self, running: int, context_tokens: int, prompt_tokens: int, prompts: int
+    ) -> dict[str, Any]:
         """Time what prompts add to the iterations that compute them beside others that decode.
+
+        The same requests decode once alone and once with prompts beside them, as many tokens each.
+        Time and iterations are counted from the moment when all of them decode.
 
         Args:
             running: requests that decode meanwhile, at least 1.
-            prompt_tokens: tokens of each prompt.
-            prompts: how many prompts, one after another.
+            context_tokens: prompt tokens of each of those.
+            prompt_tokens: tokens of each prompt beside them.
+            prompts: how many, one after another.
 
         Returns:
-            ``added_ms`` by each iteration with a prompt to one without, how many there were
-            (``iterations``), and the prompt ``tokens`` of each.
+            ``alone_ms`` of an iteration without a prompt, ``added_ms`` by each iteration with one,
+            how many those were (``iterations``), the prompt ``tokens`` of each, and ``decoded``,
+            the tokens of each request that decodes. Where no iteration was mixed, ``added_ms`` and
+            ``tokens`` are ``None``.
+
+        Raises:
+            RuntimeError: the requests that decode end before the last prompt, however long.
         """
 
-        def seconds(beside: int) -> float:
+        def run(tokens: int, beside: int) -> Together:
             flush(self.engine)
-            work = self._together(running, tokens, [prompt_tokens] * beside)
+            work = self._together(running, context_tokens, tokens, [prompt_tokens] * beside)
             return self.engine.loop.run_until_complete(work)
 
-        tokens = WARM_TOKENS + 4 * prompts
-        seconds(1)
-        alone_s = seconds(0)
-        before = self._totals()["mixed_batches"]
-        mixed_s = seconds(prompts)
-        iterations = self._totals()["mixed_batches"] - before
+        run(2 * WARM_TOKENS, 1)
+        tokens = WARM_TOKENS + LEAST_PER_PROMPT * prompts
+        while not (beside := run(tokens, prompts)).outlived:
+            tokens *= 2
+            if tokens > MOST_TOKENS:
+                raise RuntimeError(
+                    f"prompts={prompts} of prompt_tokens={prompt_tokens} outlast {tokens // 2} "
+                    "decode iterations: give fewer or shorter ones"
+                )
+        alone = run(tokens, 0)
+        iterations = beside.mixed - alone.mixed
         return {
             "iterations": iterations,
-            "added_ms": (mixed_s - alone_s) / iterations * 1e3 if iterations else None,
+            "alone_ms": alone.seconds / (tokens - 1) * 1e3,
+            "added_ms": (beside.seconds - alone.seconds) / iterations * 1e3 if iterations else None,
             "tokens": prompts * prompt_tokens / iterations if iterations else None,
+            "decoded": tokens,
         }
 
-    async def _together(self, running: int, tokens: int, prompts: list[int]) -> float:
-        """Seconds until some requests have decoded, while prompts are computed one by one."""
-        began_s = time.perf_counter()
+    async def _together(
+        self, running: int, context_tokens: int, tokens: int, prompts: list[int]
+    ) -> "Together":
+        """Have some requests decode, and when all do, compute prompts one by one."""
         started = [asyncio.Event() for _ in range(running)]
         decoding = [
-            asyncio.ensure_future(self._one(self._prompt(number, 16), tokens, event))
+            asyncio.ensure_future(self._one(self._prompt(number, context_tokens), tokens, event))
             for number, event in enumerate(started)
         ]
         await asyncio.gather(*(event.wait() for event in started))
+        began_s = time.perf_counter()
+        before = await self._mixed_batches()
         for number, length in enumerate(prompts):
             await self._one(self._prompt(1000 + number, length), 1, asyncio.Event())
+        outlived = not any(one.done() for one in decoding)
         await asyncio.gather(*decoding)
-        return time.perf_counter() - began_s
+        seconds = time.perf_counter() - began_s
+        return Together(seconds, await self._mixed_batches() - before, outlived)
+
+    async def _mixed_batches(self) -> int:
+        states = await self.engine.tokenizer_manager.get_internal_state()
+        return states[0]["econoserve"]["total_mixed_batches"]
 
     async def _one(self, ids: list[int], tokens: int, started: asyncio.Event) -> None:
         params = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0.0}

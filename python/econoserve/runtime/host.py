@@ -344,6 +344,7 @@ class PolicyHost:
             "hosted_tokens": getattr(ledger, "hosted_tokens", 0),
             "tfs_tokens": self.tfs_tokens(),
             "prediction_coverage_90": round(self.learner.predictor.coverage(0.9), 4),
+            "total_iterations": self._launches,
             "total_prediction_fallbacks": self.learner.predictor.fallbacks,
             **{f"total_{name}": value for name, value in asdict(self.counters).items()},
         }

@@ -36,6 +36,7 @@ from econoserve.runtime.host import PolicyHost
 from econoserve.runtime.learning import BUSY_PERIOD_S, IDLE_PERIOD_S, Learner, Place
 from econoserve.runtime.metrics import Metrics
 from econoserve.runtime.shaping import ShapingScheduler
+from econoserve.runtime.stopwatch import Stopwatch
 from econoserve.runtime.support import (
     Unsupported,
     check_arguments,
@@ -69,6 +70,7 @@ class EconoScheduler(ShapingScheduler):
         self.active_plan: IterationPlan | None = None
         self.agreement = Agreement(self.config.check_ranks)
         self._stalled, self._stalled_s = 0, 0.0
+        self._own_time = Stopwatch()
         super().init_running_status()
 
     def init_chunked_prefill(self) -> None:
@@ -154,7 +156,8 @@ class EconoScheduler(ShapingScheduler):
 
     def on_elapsed(self, number: int, elapsed_s: float) -> None:
         """See ``ParkingScheduler.on_elapsed``."""
-        self.host.elapsed(number, elapsed_s)
+        with self._own_time:
+            self.host.elapsed(number, elapsed_s)
 
     def on_gone(self, req: Req) -> None:
         """See ``ParkingScheduler.on_gone``."""
@@ -175,14 +178,16 @@ class EconoScheduler(ShapingScheduler):
             Upstream's answer: the batch to run, and the running batch.
         """
         self.process_pending_chunked_abort()
-        plan = self._plan(running_batch, last_batch)
-        running_batch = self.shape(plan, running_batch, last_batch)
+        with self._own_time:
+            plan = self._plan(running_batch, last_batch)
+            running_batch = self.shape(plan, running_batch, last_batch)
         self.active_plan = plan
         self.policy.planned = None if plan is None else [rid for rid, _ in plan.prefill]
         answer = super().get_next_batch_to_run(running_batch, last_batch)
         self.active_plan = None
-        self._report_launch(EMPTY_PLAN if plan is None else plan, answer)
-        self._watch_progress(answer, last_batch)
+        with self._own_time:
+            self._report_launch(EMPTY_PLAN if plan is None else plan, answer)
+            self._watch_progress(answer, last_batch)
         return answer
 
     def _watch_progress(self, answer: NextBatchPlan, last_batch: ScheduleBatch | None) -> None:
@@ -368,10 +373,11 @@ class EconoScheduler(ShapingScheduler):
             result: what came of it.
         """
         super().process_batch_result(batch, result)
-        self.host.learner.keep(self.now_s, BUSY_PERIOD_S)
-        # For reports only: what decides goes by the time of the iteration.
-        for req in self.host.results(batch.reqs, time.monotonic(), self.feed):
-            self.on_gone(req)
+        with self._own_time:
+            self.host.learner.keep(self.now_s, BUSY_PERIOD_S)
+            # For reports only: what decides goes by the time of the iteration.
+            for req in self.host.results(batch.reqs, time.monotonic(), self.feed):
+                self.on_gone(req)
 
     def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
         """See upstream; adds ``econoserve``: the ledger, the queues and the counters.
@@ -387,5 +393,6 @@ class EconoScheduler(ShapingScheduler):
             **self.host.state(),
             "parked": len(self.parked),
             "offloaded_tokens": self.offloaded_tokens(),
+            "total_scheduling_s": self._own_time.total_s,
         }
         return output

@@ -11,9 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from econoserve.sim.operators import OperatorTables
+from econoserve.sim.regimes import TwoRegimes
 from econoserve.sim.timing import DistServeFit, IterationTime
 
-TIMES = {"distserve": DistServeFit.of, "operators": OperatorTables.of}
+TIMES = {
+    "distserve": DistServeFit.of,
+    "operators": OperatorTables.of,
+    "regimes": TwoRegimes.of,
+}
 """What makes a model of time from a profile's ``time``, by its ``kind``."""
 
 
