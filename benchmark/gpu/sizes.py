@@ -94,6 +94,7 @@ CUDA_ENGINE = {
     "page_size": 1,
     "mem_fraction_static": 0.85,
     # Fewer graphs to capture: an engine starts sooner.
+    "cuda_graph_max_bs_decode": 256,
     "cuda_graph_bs_decode": [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256],
     "chunked_prefill_size": 2048,
     # The client sees the first token and then every eighth: a token of each of 256 requests every

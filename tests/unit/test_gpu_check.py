@@ -1,9 +1,7 @@
 """The check's own parts: kept results, stages that fail, the table, the fit, lengths, models."""
 
-import contextlib
 import json
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +11,31 @@ from benchmark.gpu import models, serving, stages
 from benchmark.gpu.context import failures
 from benchmark.gpu.lengths import draw_requests, longest_output_tokens
 from benchmark.gpu.pair import turns
-from benchmark.gpu.profile import Timed, decode_samples, fit, mixed_samples
+from benchmark.gpu.profile import (
+    Timed,
+    decode_samples,
+    fit,
+    hardware_profile,
+    mean_squared,
+    mixed_samples,
+)
 from benchmark.gpu.results import DONE, FAILED, Results, table
 from benchmark.gpu.sizes import CPU_QUICK, CUDA_FULL, CUDA_QUICK, Device
 from econoserve.core.cost import IterationWork
+from econoserve.sim.profile import ProfileError, load_profile, read_profile
+from econoserve.sim.run import RunSpec, simulate
+from econoserve.sim.timing import Pass
+from econoserve.workload.workload import WorkloadSpec
 
 SPREAD = {"stock": [10.0, 9.0, 11.0], "econoserve": [16.0, 16.0, 16.0], "ratio": [1.6, 1.5, 1.7]}
+MIXED = {
+    "running": 2,
+    "tokens": 64.0,
+    "prompt_tokens": 128,
+    "context_tokens": 48,
+    "iteration_ms": 9.0,
+}
+FITTED = {"coefficients_s": [0.01, 0, 0, 0, 0], "mean_relative_error": 0.02}
 VALUES = {
     "imports": {"doctor": [], "device": "CPU", "versions": {"sglang": "0.5.23", "torch": "2.14.1"}},
     "kernels": {"start_s": 31.0, "mixed_iterations": 2, "compiled": ["a", "b"]},
@@ -30,26 +47,22 @@ VALUES = {
         "failures": [],
         "counters": {},
     },
-    "unconstrained-demo": {
+    "iterations-demo": {
         "decode": {
             name: [{"running": 8, "context_tokens": 16, "iteration_ms": ms}]
             for name, ms in (("stock", 4.0), ("econoserve", 4.1))
         },
-        "mixed": [
-            {"running": 2, "tokens": 64.0, "context_tokens": 48, "iteration_ms": 9.0},
-            {"running": 2, "tokens": None, "context_tokens": 48, "iteration_ms": None},
-        ],
-        "overhead": {"running": 8, "added": 0.025},
-        "throughput": SPREAD,
-        "runs": [],
+        "mixed": [MIXED, {**MIXED, "tokens": None, "iteration_ms": None}],
+        "overhead": {
+            "running": 8,
+            "added": [0.025, 0.02, 0.03],
+            "scheduling_ms": 0.12,
+            "scheduling": 0.03,
+        },
     },
+    "throughput-demo": {"throughput": SPREAD, "runs": []},
     "goodput-demo": {"slo_ms": 500.0, "goodput": SPREAD, "slo_met": SPREAD, "throughput": SPREAD},
-    "profile": {
-        "demo": {
-            "decode": {"coefficients_s": [0.01, 0, 0, 0, 0], "mean_relative_error": 0.02},
-            "mixed": None,
-        }
-    },
+    "profile": {"demo": {"decode": FITTED, "mixed": FITTED, "file": "cpu_demo.profile.json"}},
 }
 
 
@@ -69,6 +82,7 @@ def test_the_table_shows_targets_and_what_failed(tmp_path):
     assert ">= 1: kept" in text
     assert ">= 1.5: kept" in text
     assert "< 5%: kept" in text
+    assert "+2.5% [+2.0%, +3.0%]" in text
     assert "10 [9, 11]" in text
     assert "1.60 [1.50, 1.70]" in text
     assert "12 of 12" in text
@@ -148,11 +162,13 @@ def test_all_stages_are_there(tmp_path):
     assert list(stages.stages(check)) == [
         "imports",
         "kernels",
-        "correctness-float32",
         "correctness-bfloat16",
-        "unconstrained-1b",
+        "correctness-float32",
+        "iterations-1b",
+        "throughput-1b",
         "goodput-1b",
-        "unconstrained-8b",
+        "iterations-8b",
+        "throughput-8b",
         "goodput-8b",
         "profile",
     ]
@@ -160,7 +176,7 @@ def test_all_stages_are_there(tmp_path):
 
 def test_the_profile_needs_iterations(tmp_path):
     check = stages.Check(Device.CPU, CPU_QUICK, tmp_path, Results(tmp_path))
-    with pytest.raises(stages.StageFailed, match="unconstrained"):
+    with pytest.raises(stages.StageFailed, match="iterations"):
         stages.profile(check)
     with pytest.raises(ValueError, match="at least one"):
         fit([])
@@ -190,10 +206,13 @@ def test_samples_say_what_was_computed():
     assert decode_samples(points, 40) == [
         Timed(IterationWork(decoding=8, context_tokens=960), 0.005)
     ]
-    mixed = {"running": 2, "tokens": 64.0, "context_tokens": 48, "iteration_ms": 9.0}
-    assert mixed_samples([mixed, {**mixed, "iteration_ms": None}]) == [
-        Timed(IterationWork(64, 4096, 2, 48), 0.009)
+    # Half of a prompt of 128: 64 tokens with 64 of context after them, then 64 with 128.
+    assert mixed_samples([MIXED, {**MIXED, "iteration_ms": None}]) == [
+        Timed(IterationWork(64, (64 * 64 + 64 * 128) // 2, 2, 48), 0.009)
     ]
+    assert mean_squared(128.0, 128) == 128**2
+    # Two prompts in a pass.
+    assert mean_squared(256.0, 128) == 256**2
 
 
 def test_outputs_are_compared_up_to_their_first_difference():
@@ -220,10 +239,24 @@ def test_ratios_and_overhead():
     none = [{**run, "x": 0.0 if run["system"] == "stock" else None} for run in runs]
     assert serving.ratio_of(none, "x")["ratio"] is None
     decode = {
-        system: [{"running": n, "context_tokens": 16, "iteration_ms": ms * n} for n in (1, 8, 32)]
-        for system, ms in (("stock", 2.0), ("econoserve", 2.1))
+        system: [
+            {
+                "running": n,
+                "context_tokens": 16,
+                "iteration_ms": ms * n,
+                "repeats_ms": [ms * n, ms * n * factor],
+                "scheduling_ms": own,
+            }
+            for n in (1, 8, 32)
+        ]
+        for system, ms, factor, own in (("stock", 2.0, 1.0, None), ("econoserve", 2.1, 1.2, 0.4))
     }
-    assert serving.overhead(decode, 16) == {"running": 8, "added": pytest.approx(0.05)}
+    assert serving.overhead(decode, 16) == {
+        "running": 8,
+        "added": pytest.approx([0.155, 0.05, 0.26]),
+        "scheduling_ms": 0.4,
+        "scheduling": pytest.approx(0.025),
+    }
 
 
 def test_systems_take_turns():
@@ -257,49 +290,34 @@ def test_models_have_a_real_models_shape(tmp_path):
         models.ensure("70b", tmp_path)
 
 
-class FakeEngine:
-    """Answers every request in a time of its own."""
-
-    def __init__(self, system, jct_s):
-        self.system, self.jct_s = system, jct_s
-        self.prompts = []
-
-    def ask(self, name, requests):
-        assert name == "burst"
-        self.prompts += [tuple(one["prompt_ids"]) for one in requests]
-        answers = [
-            {
-                "error": None,
-                "ttft_s": 0.1,
-                "jct_s": self.jct_s * (1 if len(requests) < 5 else 6),
-                "retractions": 0,
-                "wanted_tokens": one["output_tokens"],
-                **one,
-            }
-            for one in requests
-        ]
-        return {"answers": answers, "counters": {"parked": 1}}
-
-
-def test_goodput_counts_requests_that_keep_an_slo_that_stock_alone_defines(tmp_path, monkeypatch):
-    engines = {"stock": FakeEngine("stock", 0.2), "econoserve": FakeEngine("econoserve", 0.1)}
-    monkeypatch.setattr(serving, "both", lambda *_: contextlib.nullcontext(engines))
-    sizes = replace(CPU_QUICK, repeats=3)
-    check = stages.Check(Device.CPU, sizes, tmp_path, Results(tmp_path))
-    found = serving.goodput(check, CPU_QUICK.loads[0])
-    for engine in engines.values():
-        longer = [prompt for prompt in engine.prompts if len(prompt) > 3]
-        assert len(set(longer)) == len(longer), "a prompt came again: its length is known by now"
-    # With few beside it a request takes 0.2 s; under load stock takes 1.2 s, EconoServe 0.6 s.
-    assert found["slo_ms"] == pytest.approx(1000)
-    assert found["rate_per_s"] == pytest.approx(1.2 * 16 / 1.2)
-    assert found["slo_met"]["stock"][0] == 0
-    assert found["slo_met"]["econoserve"][0] == 1
-    assert found["goodput"]["ratio"] is None
-    engines["stock"].jct_s = 0.15
-    with pytest.raises(stages.StageFailed, match="request 0"):
-        engines["stock"].ask = lambda *_, requests: {
-            "answers": [{**one, "error": "refused"} for one in requests],
-            "counters": {},
-        }
-        serving.goodput(check, CPU_QUICK.loads[0])
+def test_the_profile_is_one_of_the_simulators(tmp_path):
+    fits = {
+        "decode": {"coefficients_s": [0.005, 0.0, 0.0, 1e-5, 3e-8]},
+        "mixed": {"coefficients_s": [0.006, 2e-5, 7e-10, 2e-5, 3e-8]},
+    }
+    memory = models.memory(models.ensure("8b", tmp_path), "bfloat16")
+    assert memory["weights_bytes"] == pytest.approx(2 * 8.03e9, rel=0.01)
+    more = {"gpu_bytes": 141 * 10**9, "gpus": 1, "usable_fraction": 0.85, "activation_bytes": 2**30}
+    fields = hardware_profile("a test", {**memory, **more}, 5e10, fits)
+    file = tmp_path / "cuda_8b.profile.json"
+    file.write_text(json.dumps(fields))
+    profile = load_profile(str(file), "")
+    assert profile.memory.kvc_bytes_per_token == 131_072
+    assert profile.memory.capacity_tokens == pytest.approx(784_000, rel=0.01)
+    decode = profile.time.seconds(Pass(decoding=100, context_tokens=50_000))
+    assert decode == pytest.approx(0.005 + 100e-5 + 50_000 * 3e-8)
+    mixed = profile.time.seconds(Pass(1, 1000, 10**6, 10**6, 100, 50_000))
+    assert mixed == pytest.approx(0.006 + 0.02 + 0.0007 + 0.002 + 0.0015)
+    assert profile.time.seconds(Pass()) == 0.0
+    # Mixed passes take no less than their decodes alone.
+    most = Pass(1, 1, 1, 1, 10_000, 0)
+    fields["time"]["mixed_s"] = [0.001, 0.0, 0.0, 0.0, 0.0]
+    file.write_text(json.dumps(fields))
+    assert load_profile(str(file), "").time.seconds(most) == pytest.approx(0.105)
+    work = WorkloadSpec("synthetic:sharegpt", rate_rps=5.0, requests=20)
+    figures = simulate(RunSpec("plus", work, str(file), "")).figures
+    assert figures["ssr"] == 1.0
+    for wrong in ([0.01] * 4, [0.0] * 5, [0.01, -1e-9, 0, 0, 0]):
+        fields["time"]["decode_s"] = wrong
+        with pytest.raises(ProfileError, match="decode_s"):
+            read_profile("wrong", json.dumps(fields))
