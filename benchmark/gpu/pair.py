@@ -149,10 +149,14 @@ class Engine:
             raise self._failed("it has ended") from None
         return self._answer(self._setup.limit_s)["result"]
 
-    def close(self) -> None:
-        """End the process and its children."""
+    def dismiss(self) -> None:
+        """Tell it to end, without waiting for it."""
         with contextlib.suppress(OSError):
             self._pipe.send(None)
+
+    def close(self) -> None:
+        """End the process and its children; one that was dismissed has a head start."""
+        self.dismiss()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(STOP_LIMIT_S)
         self.kill()
@@ -235,6 +239,8 @@ class Engines:
 
     def close(self) -> None:
         """End all of them."""
+        for engine in self._running.values():
+            engine.dismiss()
         for engine in self._running.values():
             engine.close()
         self._running.clear()

@@ -39,12 +39,12 @@ def iterations(check: Check, load: Load) -> dict[str, Any]:
 def throughput(check: Check, load: Load) -> dict[str, Any]:
     """Throughput of both systems when all requests have room."""
     setup = free_setup(check, load)
-    works = _works(load.free_requests, load, setup, math.inf, check.sizes.repeats)
+    works = _works(load.free_requests, load, setup, math.inf, check.sizes.run_repeats)
     with check.use(setup, f"throughput-{load.model}") as engines:
         _warm_up(engines, load, setup)
         runs = [
             {"system": system, "repeat": repeat, **_burst(engines[system], works[repeat])}
-            for repeat, system in turns(check.sizes.repeats)
+            for repeat, system in turns(check.sizes.run_repeats)
         ]
     return {"throughput": ratio_of(runs, "output_tokens_per_s"), "runs": runs}
 
@@ -157,7 +157,7 @@ def overhead(decode: dict[str, list[dict[str, Any]]], running: int) -> dict[str,
 
 def goodput(check: Check, load: Load) -> dict[str, Any]:
     """Requests per second that keep their SLO when the KVC is short and arrivals are many."""
-    repeats = check.sizes.goodput_repeats
+    repeats = check.sizes.run_repeats
     setup = check.setup(load.model, load.dtype, load.bound_kvc_tokens, load.scale)
     with check.use(setup, f"goodput-{load.model}") as engines:
         _warm_up(engines, load, setup)

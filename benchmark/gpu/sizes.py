@@ -60,8 +60,8 @@ class Sizes:
         mixed_prompts: tokens of the prompts that are computed beside them.
         mixed_count: prompts of each.
         overhead_batch: decoding requests at which the scheduler's overhead is told.
-        repeats: of iteration times and throughput.
-        goodput_repeats: of goodput.
+        repeats: of iteration times.
+        run_repeats: of throughput and goodput.
         max_running: most requests in a batch.
         limit_s: time for one answer of an engine.
     """
@@ -82,7 +82,7 @@ class Sizes:
     mixed_count: int = 8
     overhead_batch: int = 128
     repeats: int = 3
-    goodput_repeats: int = 2
+    run_repeats: int = 2
     max_running: int = 256
     limit_s: float = 300.0
 
@@ -115,8 +115,8 @@ GPU_BATCHES = (1, 8, 32, 64, 128, 256)
 CUDA_FULL = Sizes(
     engine=CUDA_ENGINE,
     loads=(
-        Load("1b", "bfloat16", 260_000, 12_000, 384, 320, 1.0, GPU_BATCHES),
-        Load("8b", "bfloat16", 110_000, 12_000, 256, 240, 1.0, GPU_BATCHES),
+        Load("1b", "bfloat16", 260_000, 12_000, 384, 240, 1.0, GPU_BATCHES),
+        Load("8b", "bfloat16", 110_000, 12_000, 256, 200, 1.0, GPU_BATCHES),
     ),
     correctness_model="small",
     correctness_kvc_tokens=3000,
@@ -140,7 +140,7 @@ CUDA_QUICK = Sizes(
     mixed_batches=(1, 32),
     mixed_count=6,
     repeats=1,
-    goodput_repeats=1,
+    run_repeats=1,
 )
 
 CPU_FULL = Sizes(
@@ -176,7 +176,7 @@ CPU_QUICK = Sizes(
     mixed_count=4,
     overhead_batch=8,
     repeats=1,
-    goodput_repeats=1,
+    run_repeats=1,
     max_running=16,
     limit_s=120.0,
 )

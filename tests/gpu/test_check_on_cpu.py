@@ -15,7 +15,7 @@ pytestmark = pytest.mark.timeout(600)
 # Starting engines takes most of the time: with one size of KVC they start once for three stages,
 # and the comparison in bfloat16 differs from that in float32 by an argument.
 LOAD = replace(CPU_QUICK.loads[0], free_kvc_tokens=1600, bound_kvc_tokens=1600, bound_requests=40)
-SIZES = replace(CPU_QUICK, loads=(LOAD,), decode_tokens=24, repeats=2, goodput_repeats=2)
+SIZES = replace(CPU_QUICK, loads=(LOAD,), decode_tokens=24, repeats=2, run_repeats=2)
 LEFT_OUT = "correctness-bfloat16"
 
 

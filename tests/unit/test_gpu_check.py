@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -113,8 +115,9 @@ def fake_stages(monkeypatch):
 
     names = ("imports", "kernels", "profile")
     made = {name: lambda name=name: work(name) for name in names}
-    monkeypatch.setattr(command_line, "stages", lambda check: made)
-    return SimpleNamespace(calls=calls, errors=errors)
+    checks = []
+    monkeypatch.setattr(command_line, "stages", lambda check: checks.append(check) or made)
+    return SimpleNamespace(calls=calls, errors=errors, checks=checks)
 
 
 @pytest.mark.parametrize("error", [stages.StageFailed("no kernels"), ZeroDivisionError("oops")])
@@ -138,6 +141,10 @@ def test_no_stage_starts_when_the_time_is_over(tmp_path, fake_stages):
     arguments = ["--device", "cpu", "--out", str(tmp_path), "--limit-s", "-1"]
     assert command_line.main(arguments) == 1
     assert fake_stages.calls == []
+    assert fake_stages.checks[-1].deadline_s < time.monotonic()
+    began_s = time.monotonic()
+    assert command_line.main([*arguments[:-1], "50"]) == 0
+    assert 50 <= fake_stages.checks[-1].deadline_s - began_s < 60
 
 
 def test_an_unknown_stage_is_refused(tmp_path, capsys):
@@ -172,6 +179,18 @@ def test_all_stages_are_there(tmp_path):
         "goodput-8b",
         "profile",
     ]
+
+
+def test_the_documented_times_are_of_all_stages_and_within_the_limit(tmp_path):
+    check = stages.Check(Device.CUDA, CUDA_FULL, tmp_path, Results(tmp_path))
+    page = (stages.ROOT / "docs/results/gpu.md").read_text()
+    lines = re.findall(r"^\| `([\w-]+)` \| (\d+) \| (\d+) \| (\d+) \|$", page, re.MULTILINE)
+    assert [name for name, *_ in lines] == list(stages.stages(check))
+    rows = [tuple(map(int, numbers)) for _, *numbers in lines]
+    assert all(start + measuring == both for start, measuring, both in rows)
+    starting, measuring, both = (sum(column) for column in zip(*rows, strict=True))
+    assert f"| all | {starting} | {measuring} | {both} |" in page
+    assert both <= command_line.DEFAULT_LIMIT_S
 
 
 def test_the_profile_needs_iterations(tmp_path):

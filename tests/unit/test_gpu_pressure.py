@@ -125,7 +125,7 @@ class FakeEngine:
 
 def test_goodput_counts_requests_that_keep_an_slo_that_stock_alone_defines(tmp_path, monkeypatch):
     engines = {"stock": FakeEngine("stock", 0.2), "econoserve": FakeEngine("econoserve", 0.1)}
-    sizes = replace(CPU_QUICK, goodput_repeats=3)
+    sizes = replace(CPU_QUICK, run_repeats=3)
     check = stages.Check(Device.CPU, sizes, tmp_path, Results(tmp_path))
     monkeypatch.setattr(
         stages.Check, "use", lambda *_: contextlib.nullcontext(engines), raising=True
