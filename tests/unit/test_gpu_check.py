@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -179,6 +180,32 @@ def test_all_stages_are_there(tmp_path):
         "goodput-8b",
         "profile",
     ]
+
+
+def test_imports_are_what_the_doctor_says(tmp_path, monkeypatch):
+    check = stages.Check(Device.CPU, CPU_QUICK, tmp_path, Results(tmp_path))
+    done = SimpleNamespace(returncode=0, stdout="ok    sglang: 0.5.23\nin order\n", stderr="noise")
+    limits = []
+
+    def run(command, timeout, **more):
+        assert command[1:] == ["-m", "econoserve.cli", "doctor"]
+        limits.append(timeout)
+        return done
+
+    monkeypatch.setattr(stages.subprocess, "run", run)
+    found = stages.imports(check)
+    assert found["doctor"] == ["ok    sglang: 0.5.23", "in order"]
+    assert found["versions"]["sglang"] == "0.5.23"
+    assert found["device"].startswith("CPU, ")
+    done.returncode = 1
+    with pytest.raises(stages.StageFailed, match=r"sglang: 0\.5\.23\nin order\nnoise"):
+        stages.imports(replace(check, deadline_s=time.monotonic() + 20))
+    assert limits[0] == stages.DOCTOR_LIMIT_S
+    assert 15 < limits[1] <= 20
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    with pytest.raises(stages.StageFailed, match="nvcc: not in PATH"):
+        stages.imports(replace(check, device=Device.CUDA))
 
 
 def test_the_documented_times_are_of_all_stages_and_within_the_limit(tmp_path):
