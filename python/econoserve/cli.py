@@ -1,6 +1,7 @@
 """``econoserve``: the console command.
 
-``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator.
+``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator, and
+``econoserve capacity`` searches with it.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from econoserve import __version__, simulate
+from econoserve import __version__, capacity, simulate
 from econoserve.config import ARM_VARIABLE
 
 
@@ -188,8 +189,11 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="check SGLang's version, our patches, plug-ins and device")
     simulator = commands.add_parser("simulate", help="run scheduling policies in the simulator")
     simulate.add_arguments(simulator)
+    searcher = commands.add_parser("capacity", help="find the rate that policies can sustain")
+    capacity.add_arguments(searcher)
     options = parser.parse_args(argv)
-    return simulate.main(options) if options.command == "simulate" else doctor()
+    runs = {"simulate": simulate.main, "capacity": capacity.main}
+    return runs[options.command](options) if options.command in runs else doctor()
 
 
 if __name__ == "__main__":

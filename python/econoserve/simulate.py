@@ -16,6 +16,7 @@ from econoserve.policies import POLICIES
 from econoserve.prediction.registry import PREDICTORS, REPLAY_PREDICTORS
 from econoserve.sim.pool import SimulationError
 from econoserve.sim.profile import profile_names
+from econoserve.sim.routing import ROUTERS
 from econoserve.sim.run import RunSpec, simulate
 from econoserve.workload.objectives import parse_slo
 from econoserve.workload.synthetic import synthetic_workloads
@@ -38,12 +39,32 @@ COLUMNS = {
 }
 """Figures of the table, and their headings."""
 
+SEED_HELP = "of all that is drawn. Default: 0"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command's arguments.
 
     Args:
         parser: of the subcommand.
+    """
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--rate",
+        required=True,
+        nargs="+",
+        type=float,
+        metavar="R",
+        help="mean arrivals per second, one or more",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help=SEED_HELP)
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe what makes a run, whatever its rate and seed.
+
+    Args:
+        parser: of a subcommand.
     """
     names = ", ".join(SYNTHETIC + name for name in synthetic_workloads())
     predictors = ", ".join((*PREDICTORS, *REPLAY_PREDICTORS))
@@ -61,14 +82,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="synthetic:sharegpt",
         metavar="T",
         help=f"a file (.csv, .jsonl, .tar.xz), or one of {names}. Default: %(default)s",
-    )
-    add(
-        "--rate",
-        required=True,
-        nargs="+",
-        type=float,
-        metavar="R",
-        help="mean arrivals per second, one or more",
     )
     add("--num-requests", type=int, default=500, metavar="N", help="default: %(default)s")
     add(
@@ -111,7 +124,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="time that scheduling adds to each iteration. Default: %(default)s",
     )
-    add("--seed", type=int, default=0, metavar="S", help="of all that is drawn. Default: 0")
+    add(
+        "--instances",
+        type=int,
+        default=1,
+        metavar="N",
+        help="replicas, each on hardware of its own. Default: %(default)s",
+    )
+    add(
+        "--router",
+        default="round-robin",
+        choices=ROUTERS,
+        help="gives requests to the replicas. Default: %(default)s",
+    )
     add(
         "--jobs",
         type=int,
@@ -162,6 +187,22 @@ def run_one(spec: RunSpec) -> dict[str, Any]:
     """
     begin_s = time.perf_counter()
     figures = simulate(spec).figures
+    return {
+        **settings_of(spec),
+        **figures,
+        "wall_s": round(time.perf_counter() - begin_s, 3),
+    }
+
+
+def settings_of(spec: RunSpec) -> dict[str, Any]:
+    """What a run is of.
+
+    Args:
+        spec: the run.
+
+    Returns:
+        Its settings by name, as they are printed.
+    """
     workload = spec.workload
     return {
         "policy": spec.policy,
@@ -171,34 +212,53 @@ def run_one(spec: RunSpec) -> dict[str, Any]:
         "hardware": spec.hardware,
         "model": spec.model,
         "predictor": spec.predictor,
+        "instances": spec.instances,
+        "router": spec.router,
         "seed": workload.seed,
-        **figures,
-        "wall_s": round(time.perf_counter() - begin_s, 3),
     }
 
 
+def spec_of(options: argparse.Namespace, policy: str, rate_rps: float, seed: int) -> RunSpec:
+    """The run that the command's arguments describe.
+
+    Args:
+        options: as ``add_run_arguments`` describes them.
+        policy: one of those.
+        rate_rps: mean arrivals per second.
+        seed: of all that is drawn.
+
+    Returns:
+        The run.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+    workload = WorkloadSpec(
+        options.trace,
+        rate_rps,
+        options.num_requests,
+        options.arrivals,
+        parse_slo(options.slo),
+        seed,
+    )
+    return RunSpec(
+        policy,
+        workload,
+        options.hardware,
+        options.model,
+        options.predictor,
+        capacity_tokens=options.kvc_tokens,
+        max_running=options.max_running,
+        overhead_s=options.overhead_ms / 1e3,
+        instances=options.instances,
+        router=options.router,
+    )
+
+
 def _specs(options: argparse.Namespace) -> Iterator[RunSpec]:
-    slo = parse_slo(options.slo)
     for policy in options.policy:
         for rate_rps in options.rate:
-            workload = WorkloadSpec(
-                options.trace,
-                rate_rps,
-                options.num_requests,
-                options.arrivals,
-                slo,
-                options.seed,
-            )
-            yield RunSpec(
-                policy,
-                workload,
-                options.hardware,
-                options.model,
-                options.predictor,
-                capacity_tokens=options.kvc_tokens,
-                max_running=options.max_running,
-                overhead_s=options.overhead_ms / 1e3,
-            )
+            yield spec_of(options, policy, rate_rps, options.seed)
 
 
 def _results(specs: Sequence[RunSpec], jobs: int) -> Iterator[dict[str, Any]]:

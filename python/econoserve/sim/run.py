@@ -1,7 +1,7 @@
-"""A run: requests arrive at an instance until all have ended.
+"""A run: requests arrive at one or more instances until all have ended.
 
-Owns the clock. The same arguments give the same result: time is simulated, and all that is drawn
-has a seed.
+Owns what a run is made of. The same arguments give the same result: time is simulated, and all that
+is drawn has a seed.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,31 +10,23 @@ from typing import Any
 
 from econoserve.core.checks import check_least
 from econoserve.policies import make_policy
+from econoserve.prediction.predictor import Predictor
 from econoserve.prediction.registry import make_replay_predictor
+from econoserve.sim.cluster import Clock, Cluster, Watch, nothing, run_events
 from econoserve.sim.instance import Instance, Machine
-from econoserve.sim.pool import SimulationError
 from econoserve.sim.profile import Profile, load_profile
 from econoserve.sim.records import RequestRecord, summarise
+from econoserve.sim.routing import RoundRobin, make_router
 from econoserve.workload.trace import TraceRequest
 from econoserve.workload.workload import WorkloadSpec, make_workload
-
-IDLE_S = 1e-3
-"""How long an engine waits before it plans again, when a plan ran nothing. Ours."""
-
-STUCK_S = 300.0
-"""A policy that runs nothing for so long, though requests wait, makes no progress. Ours."""
 
 LEVEL = 0.5
 """Probability that a promise of one length covers; ``plus`` mostly uses the whole distribution."""
 
 
-def nothing() -> None:
-    """Progress that nobody looks at."""
-
-
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """One run of one instance.
+    """One run.
 
     Attributes:
         policy: a name of ``econoserve.policies``.
@@ -46,6 +38,8 @@ class RunSpec:
         capacity_tokens: size of the KVC, if not the profile's.
         max_running: most requests in a batch.
         overhead_s: time that scheduling adds to each iteration.
+        instances: replicas, each on hardware of its own.
+        router: gives requests to them; a name of ``econoserve.sim.routing``.
 
     Raises:
         ValueError: a value is out of range.
@@ -60,9 +54,11 @@ class RunSpec:
     capacity_tokens: int | None = None
     max_running: int = 256
     overhead_s: float = 0.0
+    instances: int = 1
+    router: str = "round-robin"
 
     def __post_init__(self) -> None:
-        check_least(self, max_running=1, overhead_s=0)
+        check_least(self, max_running=1, overhead_s=0, instances=1)
         if self.capacity_tokens is not None:
             check_least(self, capacity_tokens=2)
 
@@ -73,19 +69,22 @@ class Result:
 
     Attributes:
         records: of every request, by arrival.
-        figures: of the run as a whole, see ``sim.records.summarise``.
+        figures: of the run as a whole, see ``sim.records.summarise``; empty if it was ended early.
     """
 
     records: list[RequestRecord]
     figures: dict[str, Any]
 
 
-def simulate(spec: RunSpec, progress: Callable[[], None] = nothing) -> Result:
+def simulate(
+    spec: RunSpec, progress: Callable[[], None] = nothing, watch: Watch | None = None
+) -> Result:
     """Run a policy on a workload.
 
     Args:
         spec: what to run.
         progress: called when a request arrives.
+        watch: looks at the run now and then, and may end it.
 
     Returns:
         What came of it; equal for equal ``spec``.
@@ -101,16 +100,32 @@ def simulate(spec: RunSpec, progress: Callable[[], None] = nothing) -> Result:
     workload = make_workload(spec.workload, context_tokens)
     # Features are told apart by identity: two requests may look the same and differ in length.
     truth = {id(request.features): request.output_tokens for request in workload.requests}
-    predictor = make_replay_predictor(spec.predictor, LEVEL, lambda seen: truth[id(seen)])
-    policy = make_policy(spec.policy, machine.capacity_tokens, **spec.constants)
-    instance = Instance(machine, policy, predictor)
-    serve(instance, workload.requests, progress)
-    figures = {
-        **summarise(instance.records, instance.use),
-        "left_out": workload.left_out,
-        "capacity_tokens": machine.capacity_tokens,
-    }
-    return Result(instance.records, figures)
+
+    def new_predictor() -> Predictor:
+        return make_replay_predictor(spec.predictor, LEVEL, lambda seen: truth[id(seen)])
+
+    def new_instance() -> Instance:
+        policy = make_policy(spec.policy, machine.capacity_tokens, **spec.constants)
+        return Instance(machine, policy, new_predictor())
+
+    clock = Clock()
+    router = make_router(spec.router, [machine.capacity_tokens] * spec.instances, new_predictor)
+    instances = [new_instance() for _ in range(spec.instances)]
+    system = Cluster(instances, router, clock, workload.requests[0].arrival_s)
+    if not run_events(system, clock, workload.requests, progress, watch):
+        return Result(system.records, {})
+    gpus = profile.memory.gpus * spec.instances
+    figures = summarise(system.records, system.use)
+    return Result(
+        system.records,
+        {
+            **figures,
+            "left_out": workload.left_out,
+            "capacity_tokens": machine.capacity_tokens * spec.instances,
+            "gpus": gpus,
+            "goodput_rps_per_gpu": figures["goodput_rps"] / gpus,
+        },
+    )
 
 
 def machine_of(spec: RunSpec, profile: Profile) -> Machine:
@@ -135,49 +150,17 @@ def machine_of(spec: RunSpec, profile: Profile) -> Machine:
 def serve(
     instance: Instance, requests: Sequence[TraceRequest], progress: Callable[[], None] = nothing
 ) -> None:
-    """Serve requests to the end.
-
-    A request that arrives during an iteration is known to the policy when it ends.
+    """Let a single instance serve requests to the end.
 
     Args:
-        instance: new, or idle.
+        instance: new.
         requests: by arrival.
         progress: called when a request arrives.
 
     Raises:
         SimulationError: see ``simulate``.
     """
-    now_s = stuck_s = 0.0
-    arrived = 0
-
-    def arrive_until(time_s: float) -> None:
-        nonlocal arrived
-        while arrived < len(requests) and requests[arrived].arrival_s <= time_s:
-            instance.arrive(f"r{arrived}", requests[arrived])
-            arrived += 1
-            progress()
-
-    while instance.busy or arrived < len(requests):
-        if not instance.busy:
-            start_s = max(now_s, requests[arrived].arrival_s)
-            # What passes before the first arrival is no part of the run.
-            if arrived:
-                instance.pass_time(start_s - now_s)
-            now_s = start_s
-            arrive_until(now_s)
-            continue
-        elapsed_s = instance.launch(now_s)
-        if elapsed_s is None:
-            stuck_s += IDLE_S
-            if stuck_s > STUCK_S:
-                raise SimulationError(
-                    f"at {now_s:.3f} s requests wait, and for {STUCK_S:.0f} s no plan ran any: the "
-                    "policy makes no progress; look at its constants and at the KVC's size"
-                )
-            instance.pass_time(IDLE_S)
-            elapsed_s = IDLE_S
-        else:
-            stuck_s = 0.0
-        now_s += elapsed_s
-        arrive_until(now_s)
-        instance.land(now_s)
+    clock = Clock()
+    router = RoundRobin([instance.machine.capacity_tokens])
+    cluster = Cluster([instance], router, clock, requests[0].arrival_s if requests else 0.0)
+    run_events(cluster, clock, requests, progress)
