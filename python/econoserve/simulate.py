@@ -14,10 +14,11 @@ from typing import Any
 
 from econoserve.policies import POLICIES
 from econoserve.prediction.registry import PREDICTORS, REPLAY_PREDICTORS
+from econoserve.sim.placement import parse_placement
 from econoserve.sim.pool import SimulationError
 from econoserve.sim.profile import profile_names
 from econoserve.sim.routing import ROUTERS
-from econoserve.sim.run import RunSpec, simulate
+from econoserve.sim.run import DISTSERVE, RunSpec, simulate
 from econoserve.workload.objectives import parse_slo
 from econoserve.workload.synthetic import synthetic_workloads
 from econoserve.workload.workload import SYNTHETIC, WorkloadSpec
@@ -73,9 +74,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy",
         required=True,
         nargs="+",
-        choices=list(POLICIES),
+        choices=[*POLICIES, DISTSERVE],
         metavar="P",
-        help=f"one or more of {', '.join(POLICIES)}",
+        help=f"one or more of {', '.join(POLICIES)}; or {DISTSERVE}, with --disaggregate",
     )
     add(
         "--trace",
@@ -136,6 +137,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default="round-robin",
         choices=ROUTERS,
         help="gives requests to the replicas. Default: %(default)s",
+    )
+    add(
+        "--tensor",
+        type=int,
+        metavar="TP",
+        help="GPUs that share each layer, if not the profile's",
+    )
+    add(
+        "--disaggregate",
+        metavar="PLACEMENT",
+        help=f"where {DISTSERVE} computes, as prefill=TPxPPxN,decode=TPxPPxN: tensor parallelism, "
+        "pipeline stages and instances of each phase",
+    )
+    add(
+        "--link-gb-per-s",
+        type=float,
+        metavar="GB",
+        help="bandwidth in 10^9 bytes per second for KVC between instances, if not the profile's",
     )
     add(
         "--jobs",
@@ -214,6 +233,7 @@ def settings_of(spec: RunSpec) -> dict[str, Any]:
         "predictor": spec.predictor,
         "instances": spec.instances,
         "router": spec.router,
+        "placement": str(spec.placement) if spec.placement else None,
         "seed": workload.seed,
     }
 
@@ -233,6 +253,7 @@ def spec_of(options: argparse.Namespace, policy: str, rate_rps: float, seed: int
     Raises:
         ValueError: a value is out of range.
     """
+    disaggregated = policy == DISTSERVE
     workload = WorkloadSpec(
         options.trace,
         rate_rps,
@@ -252,6 +273,9 @@ def spec_of(options: argparse.Namespace, policy: str, rate_rps: float, seed: int
         overhead_s=options.overhead_ms / 1e3,
         instances=options.instances,
         router=options.router,
+        tensor=None if disaggregated else options.tensor,
+        placement=parse_placement(options.disaggregate or "") if disaggregated else None,
+        link_bytes_per_s=None if options.link_gb_per_s is None else options.link_gb_per_s * 1e9,
     )
 
 

@@ -13,15 +13,22 @@ from econoserve.policies import make_policy
 from econoserve.prediction.predictor import Predictor
 from econoserve.prediction.registry import make_replay_predictor
 from econoserve.sim.cluster import Clock, Cluster, Watch, nothing, run_events
+from econoserve.sim.disaggregated import Disaggregated
 from econoserve.sim.instance import Instance, Machine
+from econoserve.sim.placement import Phase, Placement
 from econoserve.sim.profile import Profile, load_profile
 from econoserve.sim.records import RequestRecord, summarise
 from econoserve.sim.routing import RoundRobin, make_router
+from econoserve.sim.stages import StageMachine
 from econoserve.workload.trace import TraceRequest
-from econoserve.workload.workload import WorkloadSpec, make_workload
+from econoserve.workload.workload import Workload, WorkloadSpec, make_workload
 
 LEVEL = 0.5
 """Probability that a promise of one length covers; ``plus`` mostly uses the whole distribution."""
+
+
+DISTSERVE = "distserve"
+"""Not a policy of one instance, but prefills and decodes on separate ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +36,7 @@ class RunSpec:
     """One run.
 
     Attributes:
-        policy: a name of ``econoserve.policies``.
+        policy: a name of ``econoserve.policies``; or ``distserve``, which needs a placement.
         workload: what to serve.
         hardware: of a profile, or a profile's path.
         model: of a profile.
@@ -38,8 +45,13 @@ class RunSpec:
         capacity_tokens: size of the KVC, if not the profile's.
         max_running: most requests in a batch.
         overhead_s: time that scheduling adds to each iteration.
-        instances: replicas, each on hardware of its own.
-        router: gives requests to them; a name of ``econoserve.sim.routing``.
+        instances: replicas, each on hardware of its own; with a placement, copies of it, whose
+            instances serve together.
+        router: gives requests to replicas; a name of ``econoserve.sim.routing``. Not used with a
+            placement.
+        tensor: GPUs that share each layer, if not as many as the profile has.
+        placement: where prefills and decodes run, for ``distserve``.
+        link_bytes_per_s: bandwidth for KVC between instances, if not the profile's.
 
     Raises:
         ValueError: a value is out of range.
@@ -56,11 +68,23 @@ class RunSpec:
     overhead_s: float = 0.0
     instances: int = 1
     router: str = "round-robin"
+    tensor: int | None = None
+    placement: Placement | None = None
+    link_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
         check_least(self, max_running=1, overhead_s=0, instances=1)
         if self.capacity_tokens is not None:
             check_least(self, capacity_tokens=2)
+        if self.link_bytes_per_s is not None and not self.link_bytes_per_s > 0:
+            raise ValueError(f"link_bytes_per_s={self.link_bytes_per_s}: give more than 0")
+        if (self.policy == DISTSERVE) != (self.placement is not None):
+            raise ValueError(
+                f"policy {self.policy} with placement {self.placement}: give a placement to "
+                f"{DISTSERVE}, such as prefill=2x1x1,decode=1x1x1, and to no other policy"
+            )
+        if self.placement is not None and self.tensor is not None:
+            raise ValueError(f"tensor={self.tensor}: the placement states it, so leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,37 +119,60 @@ def simulate(
         OSError: a file cannot be opened.
     """
     profile = load_profile(spec.hardware, spec.model)
-    machine = machine_of(spec, profile)
-    context_tokens = min(profile.context_tokens, machine.capacity_tokens - 1)
-    workload = make_workload(spec.workload, context_tokens)
-    # Features are told apart by identity: two requests may look the same and differ in length.
-    truth = {id(request.features): request.output_tokens for request in workload.requests}
-
-    def new_predictor() -> Predictor:
-        return make_replay_predictor(spec.predictor, LEVEL, lambda seen: truth[id(seen)])
-
-    def new_instance() -> Instance:
-        policy = make_policy(spec.policy, machine.capacity_tokens, **spec.constants)
-        return Instance(machine, policy, new_predictor())
-
+    if spec.tensor is not None:
+        profile = profile.on(spec.tensor)
+    if spec.placement is None:
+        prefill, decode = [], []
+        machines = [machine_of(spec, profile)] * spec.instances
+        gpus = profile.memory.gpus * spec.instances
+    else:
+        placement = spec.placement.times(spec.instances)
+        prefill, decode = stage_machines(spec, placement, profile)
+        machines = [*prefill, *decode]
+        gpus = placement.gpus
+    kvcs_tokens = [machine.capacity_tokens for machine in machines]
+    workload = make_workload(spec.workload, min(profile.context_tokens, min(kvcs_tokens) - 1))
     clock = Clock()
-    router = make_router(spec.router, [machine.capacity_tokens] * spec.instances, new_predictor)
-    instances = [new_instance() for _ in range(spec.instances)]
-    system = Cluster(instances, router, clock, workload.requests[0].arrival_s)
+    if spec.placement is None:
+        system = _cluster(spec, machines, workload, clock)
+    else:
+        system = Disaggregated(prefill, decode, clock, workload.requests[0].arrival_s)
     if not run_events(system, clock, workload.requests, progress, watch):
         return Result(system.records, {})
-    gpus = profile.memory.gpus * spec.instances
     figures = summarise(system.records, system.use)
     return Result(
         system.records,
         {
             **figures,
             "left_out": workload.left_out,
-            "capacity_tokens": machine.capacity_tokens * spec.instances,
+            "capacity_tokens": sum(kvcs_tokens),
             "gpus": gpus,
             "goodput_rps_per_gpu": figures["goodput_rps"] / gpus,
         },
     )
+
+
+def _cluster(
+    spec: RunSpec, machines: Sequence[Machine], workload: Workload, clock: Clock
+) -> Cluster:
+    """Replicas behind a router."""
+    # Features are told apart by identity: two requests may look the same and differ in length.
+    truth = {id(request.features): request.output_tokens for request in workload.requests}
+
+    def new_predictor() -> Predictor:
+        return make_replay_predictor(spec.predictor, LEVEL, lambda seen: truth[id(seen)])
+
+    capacities = [machine.capacity_tokens for machine in machines]
+    instances = [
+        Instance(
+            machine,
+            make_policy(spec.policy, machine.capacity_tokens, **spec.constants),
+            new_predictor(),
+        )
+        for machine in machines
+    ]
+    router = make_router(spec.router, capacities, new_predictor)
+    return Cluster(instances, router, clock, workload.requests[0].arrival_s)
 
 
 def machine_of(spec: RunSpec, profile: Profile) -> Machine:
@@ -145,6 +192,43 @@ def machine_of(spec: RunSpec, profile: Profile) -> Machine:
         max_running=spec.max_running,
         overhead_s=spec.overhead_s,
     )
+
+
+def stage_machines(
+    spec: RunSpec, placement: Placement, profile: Profile
+) -> tuple[list[StageMachine], list[StageMachine]]:
+    """The machines of a placement.
+
+    Args:
+        spec: the run.
+        placement: where prefills and decodes run.
+        profile: its model on its hardware.
+
+    Returns:
+        Those of the prefill instances, and those of the decode instances.
+
+    Raises:
+        ProfileError: the profile does not know such an instance.
+        ValueError: no bandwidth between instances is known.
+    """
+    link_bytes_per_s = spec.link_bytes_per_s or profile.link_bytes_per_s
+    if not link_bytes_per_s > 0:
+        raise ValueError(f"profile {profile.name} has no link_bytes_per_s: state the bandwidth")
+
+    def machines(phase: Phase) -> list[StageMachine]:
+        there = profile.on(phase.parallelism.tensor, phase.parallelism.pipeline)
+        machine = StageMachine(
+            capacity_tokens=spec.capacity_tokens or there.memory.capacity_tokens,
+            time=there.time,
+            stages=phase.parallelism.pipeline,
+            max_running=spec.max_running,
+            move_s_per_token=there.move_s_per_token,
+            link_s_per_token=there.memory.kvc_bytes_per_token / link_bytes_per_s,
+            overhead_s=spec.overhead_s,
+        )
+        return [machine] * phase.instances
+
+    return machines(placement.prefill), machines(placement.decode)
 
 
 def serve(
