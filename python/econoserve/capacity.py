@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,16 +17,19 @@ from econoserve.sim.capacity import (
     ATTAIN,
     MIN_DURATION_S,
     TOLERANCE,
+    Trial,
     capacity,
     fewest_instances,
 )
+from econoserve.sim.placement_search import Each, Limits, best_placement, fewest_gpus
 from econoserve.sim.pool import SimulationError
-from econoserve.sim.run import RunSpec
+from econoserve.sim.run import DISTSERVE, RunSpec
 from econoserve.simulate import SEED_HELP, add_run_arguments, settings_of, spec_of
 
 COLUMNS = {
     "policy": "policy",
     "seed": "seed",
+    "placement": "placement",
     "instances": "instances",
     "gpus": "GPUs",
     "rate_rps": "rate",
@@ -42,6 +45,12 @@ COLUMNS = {
 }
 """Figures of the table, and their headings."""
 
+INSTANCE_GPUS = 8
+"""Most GPUs of an instance: those of a node."""
+
+ANY_PLACEMENT = "prefill=1x1x1,decode=1x1x1"
+"""Stands in a run whose placement is searched for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -53,6 +62,7 @@ class Search:
         min_duration_s: least time of arrivals in a run.
         tolerance: how close to come to the capacity.
         most_instances: look for the fewest replicas, up to so many; ``None`` to look for a rate.
+        limits: look for a placement within them; ``None`` if the run states where it computes.
     """
 
     spec: RunSpec
@@ -60,6 +70,7 @@ class Search:
     min_duration_s: float
     tolerance: float
     most_instances: int | None
+    limits: Limits | None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,6 +123,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most replicas that --gpus-for tries. Default: %(default)s",
     )
+    add(
+        "--max-gpus",
+        type=int,
+        default=8,
+        metavar="G",
+        help=f"{DISTSERVE} without --disaggregate: most GPUs of a placement. Default: %(default)s",
+    )
+    add(
+        "--evaluate",
+        type=int,
+        default=8,
+        metavar="K",
+        help=f"{DISTSERVE} without --disaggregate: placements that are measured as a whole; with "
+        "--gpus-for, of each number of GPUs. Default: %(default)s",
+    )
     add("--seed", type=int, nargs="+", default=[0], metavar="S", help=SEED_HELP)
 
 
@@ -134,7 +160,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     from tabulate import tabulate
 
-    rows = [[_cell(result.get(name, "-")) for name in COLUMNS] for result in results]
+    rows = [[_cell(result.get(name)) for name in COLUMNS] for result in results]
     align = ("left", *("right",) * (len(COLUMNS) - 1))
     print(
         tabulate(
@@ -144,11 +170,12 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def search_one(search: Search) -> dict[str, Any]:
+def search_one(search: Search, each: Each = map) -> dict[str, Any]:
     """One search, with what it was for and how long it took.
 
     Args:
         search: what to search for.
+        each: runs the parts of a placement search side by side.
 
     Returns:
         Settings, what was found, the figures of the run there, and all trials; all but ``wall_s``,
@@ -156,23 +183,38 @@ def search_one(search: Search) -> dict[str, Any]:
         figures of a run, and ``rate_rps`` or ``instances`` is 0.
     """
     begin_s = time.perf_counter()
-    spec = search.spec
-    if search.most_instances is None:
-        found = capacity(
-            spec,
-            search.attain,
-            min_duration_s=search.min_duration_s,
-            tolerance=search.tolerance,
-        )
-        # JSON has no infinity.
-        above_rps = found.above_rps if found.above_rps < float("inf") else None
-        answer = {"rate_rps": found.rate_rps, "above_rps": above_rps}
+    if search.limits is not None:
+        found = _placement(search, search.limits, each)
+    elif search.most_instances is None:
+        found = _rate(search)
     else:
-        found = fewest_instances(
-            spec, search.attain, min_duration_s=search.min_duration_s, most=search.most_instances
-        )
-        answer = {"instances": found.instances}
-    trials = [
+        found = _instances(search, search.most_instances)
+    wall_s = round(time.perf_counter() - begin_s, 3)
+    return {**settings_of(search.spec), "attain": search.attain, **found, "wall_s": wall_s}
+
+
+def _rate(search: Search) -> dict[str, Any]:
+    found = capacity(
+        search.spec,
+        search.attain,
+        min_duration_s=search.min_duration_s,
+        tolerance=search.tolerance,
+    )
+    # JSON has no infinity.
+    above_rps = found.above_rps if found.above_rps < float("inf") else None
+    answer = {"rate_rps": found.rate_rps, "above_rps": above_rps}
+    return {**found.figures, **answer, **_trials(found.trials)}
+
+
+def _instances(search: Search, most: int) -> dict[str, Any]:
+    found = fewest_instances(
+        search.spec, search.attain, min_duration_s=search.min_duration_s, most=most
+    )
+    return {**found.figures, "instances": found.instances, **_trials(found.trials)}
+
+
+def _trials(trials: Sequence[Trial]) -> dict[str, Any]:
+    shown = [
         {
             "rate_rps": trial.rate_rps,
             "instances": trial.instances,
@@ -180,16 +222,46 @@ def search_one(search: Search) -> dict[str, Any]:
             "attained": trial.attained,
             "ssr": trial.figures.get("ssr"),
         }
-        for trial in found.trials
+        for trial in trials
     ]
+    return {"runs": len(shown), "trials": shown}
+
+
+def _placement(search: Search, limits: Limits, each: Each) -> dict[str, Any]:
+    if search.most_instances is None:
+        found = best_placement(
+            search.spec,
+            search.attain,
+            limits=limits,
+            min_duration_s=search.min_duration_s,
+            tolerance=search.tolerance,
+            each=each,
+        )
+    else:
+        found = fewest_gpus(
+            search.spec,
+            search.attain,
+            limits=limits,
+            min_duration_s=search.min_duration_s,
+            each=each,
+        )
     return {
-        **settings_of(spec),
-        "attain": search.attain,
         **found.figures,
-        **answer,
-        "runs": len(trials),
-        "trials": trials,
-        "wall_s": round(time.perf_counter() - begin_s, 3),
+        "placement": str(found.placement) if found.placement else None,
+        "rate_rps": found.rate_rps,
+        "phases": [
+            {
+                "phase": phase.stage.value,
+                "tensor": phase.parallelism.tensor,
+                "pipeline": phase.parallelism.pipeline,
+                "rate_rps": phase.rate_rps,
+            }
+            for phase in found.phases
+        ],
+        "placements": [
+            {"placement": str(placement), "gpus": placement.gpus, "rate_rps": rate_rps}
+            for placement, rate_rps in found.tried
+        ],
     }
 
 
@@ -197,25 +269,51 @@ def _searches(options: argparse.Namespace) -> Iterator[Search]:
     most = None if options.gpus_for is None else options.max_instances
     rate_rps = options.start_rate if options.gpus_for is None else options.gpus_for
     for policy in options.policy:
+        limits = None
+        if policy == DISTSERVE and not options.disaggregate:
+            limits = Limits(
+                options.max_gpus, min(INSTANCE_GPUS, options.max_gpus), options.evaluate
+            )
         for seed in options.seed:
-            spec = spec_of(options, policy, rate_rps, seed)
-            yield Search(spec, options.attain, options.min_duration_s, options.tolerance, most)
+            told = options
+            if limits is not None:
+                told = argparse.Namespace(**{**vars(options), "disaggregate": ANY_PLACEMENT})
+            spec = spec_of(told, policy, rate_rps, seed)
+            yield Search(
+                spec, options.attain, options.min_duration_s, options.tolerance, most, limits
+            )
 
 
 def _results(searches: Sequence[Search], jobs: int) -> Iterator[dict[str, Any]]:
-    """The searches in their order; with more than one, in processes of their own."""
+    """The searches in their order, side by side; so are the parts of a placement search."""
     if jobs < 0:
         raise ValueError(f"jobs={jobs}: give 1 or more, or 0 for one for each core")
-    if len(searches) == 1:
-        yield search_one(searches[0])
-        return
     from tqdm import tqdm
 
-    workers = min(jobs or os.cpu_count() or 1, len(searches))
-    with ProcessPoolExecutor(workers) as pool:
-        found = pool.map(search_one, searches)
-        yield from tqdm(found, total=len(searches), unit="search", file=sys.stderr, leave=False)
+    with (
+        ProcessPoolExecutor(jobs or os.cpu_count() or 1) as pool,
+        tqdm(total=len(searches), unit="search", file=sys.stderr, leave=False) as bar,
+    ):
+
+        def each(search: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+            """Do parts of a search side by side, and count them, too."""
+            parts = list(items)
+            bar.total += len(parts)
+            for part in pool.map(search, parts):
+                bar.update()
+                yield part
+
+        waiting = {
+            number: pool.submit(search_one, search)
+            for number, search in enumerate(searches)
+            if search.limits is None
+        }
+        for number, search in enumerate(searches):
+            yield waiting[number].result() if number in waiting else search_one(search, each)
+            bar.update()
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.3f}" if isinstance(value, float) else str(value)

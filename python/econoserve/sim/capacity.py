@@ -147,11 +147,20 @@ def attains(met: int, requests: int, attain: float) -> bool:
     Returns:
         Whether they are that share or more.
     """
-    return requests - met <= _allowed(requests, attain)
+    return requests - met <= allowed_misses(requests, attain)
 
 
-def _allowed(requests: int, attain: float) -> int:
-    """How many may miss; a share such as 0.9 is not exact in binary."""
+def allowed_misses(requests: int, attain: float) -> int:
+    """How many requests may miss their SLO.
+
+    Args:
+        requests: of how many.
+        attain: share that has to meet it.
+
+    Returns:
+        The largest number that leaves that share.
+    """
+    # A share such as 0.9 is not exact in binary.
     return requests - math.ceil(attain * requests - 1e-9)
 
 
@@ -170,7 +179,7 @@ def measure(spec: RunSpec, attain: float = ATTAIN) -> Trial:
     """
     rate_rps, requests = spec.workload.rate_rps, spec.workload.requests
     # The workload may be shorter than asked for. Then more is allowed here, and all are counted.
-    result = simulate(spec, watch=Misses(_allowed(requests, attain)))
+    result = simulate(spec, watch=Misses(allowed_misses(requests, attain)))
     if not result.figures:
         return Trial(rate_rps, spec.instances, requests, False, {})
     requests = len(result.records)
