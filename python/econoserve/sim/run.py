@@ -4,17 +4,20 @@ Owns the clock. The same arguments give the same result: time is simulated, and 
 has a seed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from econoserve.core.checks import check_least
+from econoserve.core.victims import VictimConfig
 from econoserve.policies import make_policy
+from econoserve.policies.econoserve import VARIANTS
 from econoserve.prediction.registry import make_replay_predictor
 from econoserve.sim.instance import Instance, Machine
 from econoserve.sim.pool import SimulationError
 from econoserve.sim.profile import Profile, load_profile
 from econoserve.sim.records import RequestRecord, summarise
+from econoserve.sim.series import Series
 from econoserve.workload.trace import TraceRequest
 from econoserve.workload.workload import WorkloadSpec, make_workload
 
@@ -46,6 +49,7 @@ class RunSpec:
         capacity_tokens: size of the KVC, if not the profile's.
         max_running: most requests in a batch.
         overhead_s: time that scheduling adds to each iteration.
+        series_points: most points of the series over time; 0 for none.
 
     Raises:
         ValueError: a value is out of range.
@@ -60,9 +64,10 @@ class RunSpec:
     capacity_tokens: int | None = None
     max_running: int = 256
     overhead_s: float = 0.0
+    series_points: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self, max_running=1, overhead_s=0)
+        check_least(self, max_running=1, overhead_s=0, series_points=0)
         if self.capacity_tokens is not None:
             check_least(self, capacity_tokens=2)
 
@@ -102,15 +107,26 @@ def simulate(spec: RunSpec, progress: Callable[[], None] = nothing) -> Result:
     # Features are told apart by identity: two requests may look the same and differ in length.
     truth = {id(request.features): request.output_tokens for request in workload.requests}
     predictor = make_replay_predictor(spec.predictor, LEVEL, lambda seen: truth[id(seen)])
-    policy = make_policy(spec.policy, machine.capacity_tokens, **spec.constants)
-    instance = Instance(machine, policy, predictor)
+    constants = _with_machine(spec.policy, spec.constants, machine)
+    policy = make_policy(spec.policy, machine.capacity_tokens, **constants)
+    series = Series(spec.series_points) if spec.series_points else None
+    instance = Instance(machine, policy, predictor, series)
     serve(instance, workload.requests, progress)
     figures = {
         **summarise(instance.records, instance.use),
         "left_out": workload.left_out,
         "capacity_tokens": machine.capacity_tokens,
     }
+    if series is not None:
+        figures["series"] = series.columns()
     return Result(instance.records, figures)
+
+
+def _with_machine(name: str, constants: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+    """A policy's constants; EconoServe's with what it costs to move KVC on the machine."""
+    if name not in VARIANTS or "victims" in constants or not machine.move_s_per_token:
+        return dict(constants)
+    return {**constants, "victims": VictimConfig(offload_s_per_token=machine.move_s_per_token)}
 
 
 def machine_of(spec: RunSpec, profile: Profile) -> Machine:
