@@ -1,6 +1,7 @@
 """``econoserve``: the console command.
 
-``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator.
+``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator and
+``econoserve report`` shows what came of it.
 """
 
 import argparse
@@ -11,6 +12,10 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 
 from econoserve import __version__, simulate
 from econoserve.config import ARM_VARIABLE
+from econoserve.report import command as report
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,8 +193,15 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="check SGLang's version, our patches, plug-ins and device")
     simulator = commands.add_parser("simulate", help="run scheduling policies in the simulator")
     simulate.add_arguments(simulator)
+    reporter = commands.add_parser("report", help="make a page of what the simulator found")
+    report.add_arguments(reporter)
+    run = {"simulate": simulate.main, "report": report.main}
     options = parser.parse_args(argv)
-    return simulate.main(options) if options.command == "simulate" else doctor()
+    try:
+        return run[options.command](options) if options.command in run else doctor()
+    except KeyboardInterrupt:
+        print(f"econoserve {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

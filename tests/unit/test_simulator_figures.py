@@ -9,7 +9,7 @@ from econoserve.policies import make_policy
 from econoserve.prediction.oracle import Oracle
 from econoserve.prediction.request import RequestFeatures
 from econoserve.sim.instance import Instance, Machine
-from econoserve.sim.records import RequestRecord, Use, summarise
+from econoserve.sim.records import KvcUse, RequestRecord, summarise
 from econoserve.sim.run import RunSpec, serve, simulate
 from econoserve.sim.series import Series
 from econoserve.workload.trace import TraceRequest
@@ -83,9 +83,9 @@ def test_demand_is_what_a_request_holds_summed_over_its_iterations():
 def test_ssr_is_stated_for_each_tenth_of_the_demand():
     # The heaviest fifth is late.
     records = [record(100, size, 0.9 if size <= 16 else 2.0) for size in range(20, 0, -1)]
-    figures = summarise(records, Use(1.0, 1.0, 2.0))
+    figures = summarise(records, KvcUse(1.0, 1.0, 2.0))
     assert figures["ssr_by_demand"] == [1.0] * 8 + [0.0] * 2 and figures["ssr"] == 0.8
-    few = summarise(records[:3], Use(1.0, 1.0, 2.0))["ssr_by_demand"]
+    few = summarise(records[:3], KvcUse(1.0, 1.0, 2.0))["ssr_by_demand"]
     assert len(few) == 10 and few.count(None) == 7
 
 

@@ -21,7 +21,7 @@ from econoserve.core.types import (
 )
 from econoserve.prediction.predictor import Predictor
 from econoserve.sim.pool import Live, Pool, SimulationError
-from econoserve.sim.records import RequestRecord, Use
+from econoserve.sim.records import KvcUse, RequestRecord
 from econoserve.sim.series import Series
 from econoserve.sim.timing import IterationTime, Pass
 from econoserve.workload.trace import TraceRequest
@@ -93,7 +93,7 @@ class Instance:
         return bool(self._live)
 
     @property
-    def use(self) -> Use:
+    def use(self) -> KvcUse:
         """How the machine was used so far."""
         return self._pool.use
 

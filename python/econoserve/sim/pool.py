@@ -6,7 +6,7 @@ Owns what every request holds and how long it held it. It must not decide: it fo
 from dataclasses import dataclass
 
 from econoserve.core.types import Task
-from econoserve.sim.records import RequestRecord, Use
+from econoserve.sim.records import KvcUse, RequestRecord
 from econoserve.workload.trace import TraceRequest
 
 
@@ -80,10 +80,10 @@ class Pool:
         self._backlog_useful_s = self._backlog_s = 0.0
 
     @property
-    def use(self) -> Use:
+    def use(self) -> KvcUse:
         """How the machine was used so far."""
         backlog_s = self.capacity_tokens * self._backlog_s
-        return Use(
+        return KvcUse(
             self._held_s,
             self._useful_s,
             self._offered_s,

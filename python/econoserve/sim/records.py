@@ -85,7 +85,7 @@ class RequestRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class Use:
+class KvcUse:
     """The use of a machine over a run; of its KVC in tokens times seconds.
 
     Attributes:
@@ -109,7 +109,7 @@ class Use:
     forward_tokens: int = 0
 
 
-def summarise(records: Sequence[RequestRecord], use: Use) -> dict[str, Any]:
+def summarise(records: Sequence[RequestRecord], use: KvcUse) -> dict[str, Any]:
     """The figures of a run.
 
     Args:

@@ -85,7 +85,7 @@ def make_workload(spec: WorkloadSpec, context_tokens: int) -> Workload:
     if not fitting:
         raise TraceError(
             f"trace {spec.trace}: no request fits into a context of {context_tokens} tokens: "
-            "choose another trace or model"
+            "choose another trace or model, or more KVC"
         )
     arrive = arrival_process(spec.arrivals)
     requests = arrive(fitting, spec.rate_rps, spec.seed + 1)
