@@ -74,6 +74,7 @@ def run_one(spec: RunSpec) -> Run:
     result = {
         "policy": spec.policy,
         "trace": workload.trace,
+        "window_h": workload.window_h,
         "rate_rps": workload.rate_rps,
         "arrivals": workload.arrivals,
         "hardware": spec.hardware,

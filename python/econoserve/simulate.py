@@ -52,6 +52,12 @@ def add_run_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
         help=f"a file (.csv, .jsonl, .tar.xz), or one of {names}. Default: %(default)s",
     )
     add(
+        "--trace-window",
+        type=_window,
+        metavar="FROM-TO",
+        help="only these hours of a trace with times, such as 9-12. Default: all",
+    )
+    add(
         "--rate",
         required=required,
         nargs="+",
@@ -208,6 +214,7 @@ def run_specs(options: argparse.Namespace, series_points: int = 0) -> list[RunSp
                 options.arrivals,
                 slo,
                 options.seed,
+                options.trace_window,
             ),
             options.hardware,
             options.model,
@@ -233,6 +240,16 @@ def _check_profile(hardware: str, model: str) -> None:
     if model not in models:
         what = f"--model {model}" if model else "--model is missing"
         raise ValueError(f"{what}: with --hardware {hardware} give one of {', '.join(models)}")
+
+
+def _window(text: str) -> tuple[float, float]:
+    try:
+        begin, end = (float(hours) for hours in text.split("-"))
+    except ValueError:
+        begin, end = 0.0, 0.0
+    if not 0 <= begin < end:
+        raise argparse.ArgumentTypeError(f"{text}: give two hours, such as 9-12")
+    return begin, end
 
 
 def _check_predictor(name: str) -> None:

@@ -21,6 +21,7 @@ ABLATION = ("d", "sd", "sdo", "full", "plus")
 
 SETTINGS = {
     "trace": "trace",
+    "window_h": "hours of the trace",
     "arrivals": "arrivals",
     "requests": "requests",
     "hardware": "hardware",
