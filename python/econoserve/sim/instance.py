@@ -176,9 +176,7 @@ class Instance:
         if self._series is not None:
             self._sample(launch, work, now_s - elapsed_s)
         ended = self._pool.end_iteration(elapsed_s, work.prompt_tokens + work.decoding)
-        on_tokens = self._policy.on_tokens
-        for rid in launch.decoded:
-            on_tokens(rid, 1)
+        self._policy.on_step(launch.decoded)
         for live in ended:
             self._pool.leave(live)
             self._finish(live, now_s)
