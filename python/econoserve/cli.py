@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from econoserve import __version__, simulate
+from econoserve import __version__, reporting, simulate
 from econoserve.config import ARM_VARIABLE
-from econoserve.report import command as report
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -194,8 +193,8 @@ def main(argv: list[str] | None = None) -> int:
     simulator = commands.add_parser("simulate", help="run scheduling policies in the simulator")
     simulate.add_arguments(simulator)
     reporter = commands.add_parser("report", help="make a page of what the simulator found")
-    report.add_arguments(reporter)
-    run = {"simulate": simulate.main, "report": report.main}
+    reporting.add_arguments(reporter)
+    run = {"simulate": simulate.main, "report": reporting.main}
     options = parser.parse_args(argv)
     try:
         return run[options.command](options) if options.command in run else doctor()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any
 
-from econoserve import __version__
 from econoserve.report import plots
 from econoserve.report.plots import Look, Looks, Result, policies, svg
 from econoserve.report.style import STYLE
@@ -66,7 +65,7 @@ def page(results: Sequence[Result], title: str) -> str:
     looks = {policy: Look(number) for number, policy in enumerate(policies(results))}
     parts = [f"<h1>{escape(title)}</h1>"]
     count = "1 run" if len(results) == 1 else f"{len(results)} runs"
-    parts.append(f"<p>{count} of EconoServe's simulator, version {escape(__version__)}.</p>")
+    parts.append(f"<p>{count} of EconoServe's simulator.</p>")
     for number, runs in enumerate(_together(results)):
         parts.extend(_section(runs, looks, f"s{number}"))
     words = (f"<dt>{escape(name)}</dt><dd>{escape(said)}</dd>" for name, said in WORDS.items())

@@ -144,13 +144,11 @@ class Pool:
         if not ending:
             del self._ending[live.ends]
         steps = self.iteration - live.joined
-        passed_s, numbered_s, backlog_s, backlog_numbered_s = (
-            now - mark for now, mark in zip(self._sums, live.marks, strict=True)
-        )
+        now, mark = self._sums, live.marks
         # In iteration k it held what it held before, and k - joined + 1 tokens.
         held = live.held - live.joined + 1
-        live.token_s += held * passed_s + numbered_s
-        live.backlog_token_s += held * backlog_s + backlog_numbered_s
+        live.token_s += held * (now[0] - mark[0]) + (now[1] - mark[1])
+        live.backlog_token_s += held * (now[2] - mark[2]) + (now[3] - mark[3])
         live.held += steps
         live.produced += steps
         self.context -= live.held
