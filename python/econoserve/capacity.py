@@ -9,10 +9,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from econoserve.arguments import number, whole_number
+from econoserve.report.table import cell
+from econoserve.runs import RunError, settings_of, workers
 from econoserve.sim.capacity import (
     ATTAIN,
     MIN_DURATION_S,
@@ -24,7 +26,7 @@ from econoserve.sim.capacity import (
 from econoserve.sim.placement_search import Each, Limits, best_placement, fewest_gpus
 from econoserve.sim.pool import SimulationError
 from econoserve.sim.run import DISTSERVE, RunSpec
-from econoserve.simulate import SEED_HELP, add_run_arguments, settings_of, spec_of
+from econoserve.simulate import RATE, add_system_arguments, spec_of
 
 COLUMNS = {
     "policy": "policy",
@@ -79,18 +81,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: of the subcommand.
     """
-    add_run_arguments(parser)
+    add_system_arguments(parser, required=True)
     add = parser.add_argument
     add(
         "--attain",
-        type=float,
+        type=number("a share above 0, and 1 or less", lambda share: 0 < share <= 1),
         default=ATTAIN,
         metavar="A",
         help="share of requests that has to meet all of --slo. Default: %(default)s",
     )
     add(
         "--min-duration-s",
-        type=float,
+        type=number("seconds, 0 or more", lambda seconds: seconds >= 0),
         default=MIN_DURATION_S,
         metavar="S",
         help="least time of arrivals in a run: it has the larger one of --num-requests and rate "
@@ -98,47 +100,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--tolerance",
-        type=float,
+        type=number("a share above 0, such as 0.02", lambda share: share > 0),
         default=TOLERANCE,
         metavar="T",
         help="how close to come, as a share of the rate. Default: %(default)s",
     )
     add(
         "--start-rate",
-        type=float,
+        type=RATE,
         default=1.0,
         metavar="R",
         help="where to begin the search; a good guess saves runs. Default: %(default)s",
     )
     add(
         "--gpus-for",
-        type=float,
+        type=RATE,
         metavar="R",
         help="find the fewest replicas for this rate instead; --instances is not used then",
     )
     add(
         "--max-instances",
-        type=int,
+        type=whole_number(1),
         default=64,
         metavar="N",
         help="most replicas that --gpus-for tries. Default: %(default)s",
     )
     add(
         "--max-gpus",
-        type=int,
+        type=whole_number(2),
         default=8,
         metavar="G",
         help=f"{DISTSERVE} without --disaggregate: most GPUs of a placement. Default: %(default)s",
     )
     add(
         "--evaluate",
-        type=int,
+        type=whole_number(1),
         default=8,
         metavar="K",
         help=f"{DISTSERVE} without --disaggregate: placements that are measured as a whole; with "
         "--gpus-for, of each number of GPUs. Default: %(default)s",
     )
-    add("--seed", type=int, nargs="+", default=[0], metavar="S", help=SEED_HELP)
+    add(
+        "--seed",
+        type=whole_number(0),
+        nargs="+",
+        default=[0],
+        metavar="S",
+        help="of all that is drawn, one or more. Default: 0",
+    )
+    add("--output", choices=("table", "json"), default="table", help="default: %(default)s")
 
 
 def main(options: argparse.Namespace) -> int:
@@ -152,7 +162,7 @@ def main(options: argparse.Namespace) -> int:
     """
     try:
         results = list(_results(list(_searches(options)), options.jobs))
-    except (ValueError, TypeError, OSError, SimulationError) as error:
+    except (RunError, ValueError, TypeError, OSError, SimulationError) as error:
         print(f"econoserve capacity: {error}", file=sys.stderr)
         return 2
     if options.output == "json":
@@ -160,7 +170,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     from tabulate import tabulate
 
-    rows = [[_cell(result.get(name)) for name in COLUMNS] for result in results]
+    rows = [[cell(result.get(name)) for name in COLUMNS] for result in results]
     align = ("left", *("right",) * (len(COLUMNS) - 1))
     print(
         tabulate(
@@ -284,14 +294,12 @@ def _searches(options: argparse.Namespace) -> Iterator[Search]:
             )
 
 
-def _results(searches: Sequence[Search], jobs: int) -> Iterator[dict[str, Any]]:
+def _results(searches: Sequence[Search], jobs: int | None) -> Iterator[dict[str, Any]]:
     """The searches in their order, side by side; so are the parts of a placement search."""
-    if jobs < 0:
-        raise ValueError(f"jobs={jobs}: give 1 or more, or 0 for one for each core")
     from tqdm import tqdm
 
     with (
-        ProcessPoolExecutor(jobs or os.cpu_count() or 1) as pool,
+        workers(jobs or os.cpu_count() or 1) as side_by_side,
         tqdm(total=len(searches), unit="search", file=sys.stderr, leave=False) as bar,
     ):
 
@@ -299,21 +307,11 @@ def _results(searches: Sequence[Search], jobs: int) -> Iterator[dict[str, Any]]:
             """Do parts of a search side by side, and count them, too."""
             parts = list(items)
             bar.total += len(parts)
-            for part in pool.map(search, parts):
+            for part in side_by_side(search, parts):
                 bar.update()
                 yield part
 
-        waiting = {
-            number: pool.submit(search_one, search)
-            for number, search in enumerate(searches)
-            if search.limits is None
-        }
-        for number, search in enumerate(searches):
-            yield waiting[number].result() if number in waiting else search_one(search, each)
+        others = side_by_side(search_one, [s for s in searches if s.limits is None])
+        for search in searches:
+            yield next(others) if search.limits is None else search_one(search, each)
             bar.update()
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

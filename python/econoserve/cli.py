@@ -1,7 +1,7 @@
 """``econoserve``: the console command.
 
-``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator, and
-``econoserve capacity`` searches with it.
+``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator,
+``econoserve capacity`` searches with it, and ``econoserve report`` shows what came of runs.
 """
 
 import argparse
@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from econoserve import __version__, capacity, simulate
+from econoserve import __version__, capacity, reporting, simulate
 from econoserve.config import ARM_VARIABLE
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +194,19 @@ def main(argv: list[str] | None = None) -> int:
     simulate.add_arguments(simulator)
     searcher = commands.add_parser("capacity", help="find the rate that policies can sustain")
     capacity.add_arguments(searcher)
+    reporter = commands.add_parser("report", help="make a page of what the simulator found")
+    reporting.add_arguments(reporter)
+    run = {
+        "simulate": simulate.main,
+        "capacity": capacity.main,
+        "report": reporting.main,
+    }
     options = parser.parse_args(argv)
-    runs = {"simulate": simulate.main, "capacity": capacity.main}
-    return runs[options.command](options) if options.command in runs else doctor()
+    try:
+        return run[options.command](options) if options.command in run else doctor()
+    except KeyboardInterrupt:
+        print(f"econoserve {options.command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def test_the_command_compares_in_a_table(capsys):
 def test_the_command_explains_what_is_wrong(capsys):
     arguments = ["simulate", "--policy", "plus", "--rate", "3", "--hardware", "a100"]
     assert main(arguments) == 2
-    assert "no profile a100/: choose one of" in capsys.readouterr().err
+    assert "--model is missing: with --hardware a100 give one of" in capsys.readouterr().err
 
 
 def operators():

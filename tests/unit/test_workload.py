@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -100,20 +101,88 @@ def test_errors_name_file_line_and_fix(tmp_path, name, text, words):
         read(written(tmp_path, name, text))
 
 
+def archive(path, clients):
+    """An archive of ServeGen's form: windows of each client, and its distributions by span."""
+    with tarfile.open(path, "w:xz") as file:
+        for client, (windows, spans) in clients.items():
+            lines = "".join(f"{start},{rate},{cv}\n" for start, rate, cv in windows)
+            for name, text in (("trace.csv", lines), ("dataset.json", json.dumps(spans))):
+                member = tarfile.TarInfo(f"data/chunk-{client}-{name}")
+                member.size = len(text)
+                file.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def span(prompt, output):
+    return {"input_tokens": str(prompt), "output_tokens": str(output)}
+
+
+def day(*rates, cv=1.0):
+    """Windows of a day in which a client sends at these rates, one after the other."""
+    starts = range(0, 86_400, 600)
+    return [(start, rates[i * len(rates) // len(starts)], cv) for i, start in enumerate(starts)]
+
+
+def spans(prompt, output):
+    return {str(start): span(prompt, output) for start in range(0, 86_400, 21_600)}
+
+
 def test_servegen_draws_the_clients_lengths_with_a_seed(tmp_path):
-    path = tmp_path / "model.tar.xz"
-    spans = {"0": {"input_tokens": "{100: 1.0}", "output_tokens": "{7: 0.5, 9: 0.5}"}}
-    members = {"chunk-3-trace.csv": "0,2.0,1.0\n600,0.0,0\n", "chunk-3-dataset.json": spans}
-    with tarfile.open(path, "w:xz") as archive:
-        for name, content in members.items():
-            text = content if isinstance(content, str) else json.dumps(content)
-            member = tarfile.TarInfo(f"data/{name}")
-            member.size = len(text)
-            archive.addfile(member, io.BytesIO(text.encode()))
+    windows = [(0, 2.0, 1.0), (600, 0.0, 0)]
+    path = archive(tmp_path / "model.tar.xz", {3: (windows, {"0": span({100: 1.0}, {7: 1, 9: 1})})})
     requests = read_servegen(path, 200)
     assert requests == read_servegen(path, 200) != read_servegen(path, 200, seed=1)
     assert 150 < len(requests) < 250 and requests[-1].arrival_s < 600
     assert {request.output_tokens for request in requests} == {7, 9}
+
+
+@pytest.mark.parametrize("cv", [0.5, 1.0, 2.0])
+def test_servegen_gives_quiet_clients_their_share_and_no_more(tmp_path, cv):
+    # 40 quiet clients, who send in a window what comes to a hundredth of a request here.
+    quiet = {client: (day(0.005, cv=cv), spans({10: 1.0}, {5: 1.0})) for client in range(1, 41)}
+    loud = {0: (day(1.0, cv=cv), spans({10: 1.0}, {5: 1.0}))}
+    path = archive(tmp_path / "model.tar.xz", loud | quiet)
+    drawn = [read_servegen(path, 300, seed) for seed in range(30)]
+    counts = [sum(request.context[0] > 0 for request in requests) for requests in drawn]
+    total = sum(map(len, drawn))
+    # Of 9,000 requests, 1,500 are theirs; counts vary with their cv, as those of all do.
+    assert sum(counts) == pytest.approx(1500, abs=4 * max(cv, 1) * 1500**0.5)
+    assert total == pytest.approx(9000, abs=4 * max(cv, 1) * 9000**0.5)
+
+
+def test_a_servegen_workload_is_of_the_whole_day_or_of_the_hours_wanted(tmp_path):
+    # Prompts tell the quarter of the day; half of the responses exceed the context.
+    lengths_of_day = {
+        str(start): span({100 + start // 21_600: 1.0}, {5: 0.5, 5000: 0.5})
+        for start in range(0, 86_400, 21_600)
+    }
+    path = archive(tmp_path / "model.tar.xz", {1: (day(0.1, 0.3), lengths_of_day)})
+    spec = WorkloadSpec(str(path), 2.0, 400, "trace")
+    workload = make_workload(spec, 2000)
+    assert len(workload.requests) == 400 and workload == make_workload(spec, 2000)
+    assert workload.left_out == pytest.approx(400, abs=120)
+    quarters = np.bincount([r.features.prompt_tokens - 100 for r in workload.requests])
+    # A quarter of them comes in the first half of the day.
+    assert quarters[:2].sum() == pytest.approx(100, abs=35)
+    assert quarters[2:].sum() == pytest.approx(300, abs=35)
+    afternoon = make_workload(replace(spec, window_h=(12.0, 18.0)), 2000)
+    assert {r.features.prompt_tokens for r in afternoon.requests} == {102}
+    assert len(afternoon.requests) == 400
+    with pytest.raises(TraceError, match="no client has a rate above 0 in this time"):
+        make_workload(replace(spec, window_h=(30.0, 31.0)), 2000)
+
+
+def test_hours_of_a_trace_with_times(tmp_path):
+    text = "arrival_s,prompt_tokens,output_tokens\n0,1,1\n3600,2,1\n5000,3,1\n7200,4,1\n"
+    path = written(tmp_path, "a.csv", text)
+    spec = WorkloadSpec(str(path), 1.0, 9, "trace", window_h=(1.0, 2.0))
+    assert lengths(make_workload(spec, 100).requests) == [(2, 1), (3, 1)]
+    with pytest.raises(TraceError, match=r"no requests in --trace-window: .* after 2.00 hours"):
+        make_workload(replace(spec, window_h=(3.0, 4.0)), 100)
+    with pytest.raises(TraceError, match="has no times: leave out --trace-window"):
+        make_workload(replace(spec, trace="synthetic:sharegpt"), 100)
+    with pytest.raises(ValueError, match="give two hours"):
+        replace(spec, window_h=(2.0, 1.0))
 
 
 def test_arrivals_have_their_rate_and_variation():

@@ -4,7 +4,7 @@ Owns the PT and GT queues and keeps the ledger's claims in step. It must never d
 reads it in ``plan`` and lets it record in ``on_launch``, ``on_tokens`` and ``remove``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -214,6 +214,18 @@ class Books:
         state = self._tasks.get(rid)
         if state is not None:
             state.generated_tokens += tokens
+
+    def on_step(self, rids: Iterable[str]) -> None:
+        """Count one output token of each of these.
+
+        Args:
+            rids: request ids; unknown ids are ignored.
+        """
+        tasks = self._tasks
+        for rid in rids:
+            state = tasks.get(rid)
+            if state is not None:
+                state.generated_tokens += 1
 
     def remove(self, rid: str) -> None:
         """Forget a task and end its claim; unknown ids are ignored.

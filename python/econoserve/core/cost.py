@@ -167,7 +167,7 @@ class CostModel:
             Seconds.
         """
         coefficients = self.coefficients_s(work.mixed)
-        return float(sum(c * x for c, x in zip(coefficients, _features(work), strict=True)))
+        return float(sum(c * x for c, x in zip(coefficients, _numbers(work), strict=True)))
 
     def prefill_s(self, tokens: int) -> float:
         """Time to compute a prompt beside other work, without the iteration's fixed part.
@@ -240,6 +240,8 @@ class TfsConfig:
 
 
 def _features(work: IterationWork) -> np.ndarray:
-    return np.array(
-        [1.0, work.prefill_tokens, work.prefill_squared, work.decoding, work.context_tokens]
-    )
+    return np.array(_numbers(work))
+
+
+def _numbers(work: IterationWork) -> tuple[float, ...]:
+    return 1.0, work.prefill_tokens, work.prefill_squared, work.decoding, work.context_tokens

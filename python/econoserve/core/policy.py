@@ -4,6 +4,7 @@ A policy's ``plan`` decides and changes nothing; ``on_launch`` and ``on_tokens``
 of it. The books therefore follow what ran, even where the runner could not follow the plan.
 """
 
+from collections.abc import Iterable
 from typing import Protocol
 
 from econoserve.core.books import Books
@@ -52,6 +53,13 @@ class Policy(Protocol):
         Args:
             rid: request id.
             tokens: output tokens produced since the last call.
+        """
+
+    def on_step(self, rids: Iterable[str]) -> None:
+        """Record one output token of each of these, as ``on_tokens`` does.
+
+        Args:
+            rids: request ids.
         """
 
     def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
@@ -112,6 +120,10 @@ class BookedPolicy:
     def on_tokens(self, rid: str, tokens: int) -> None:
         """See ``Policy.on_tokens``."""
         self.books.on_tokens(rid, tokens)
+
+    def on_step(self, rids: Iterable[str]) -> None:
+        """See ``Policy.on_step``."""
+        self.books.on_step(rids)
 
     def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
         """See ``Policy.on_iteration``; ignored unless a policy wants it."""

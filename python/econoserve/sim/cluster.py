@@ -5,6 +5,7 @@ time arrivals come first, then servers by number, so that the same requests give
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from heapq import heappop, heappush
 from typing import Protocol
 
@@ -186,19 +187,17 @@ class Replica:
 
     def arrive(self, rid: str, request: TraceRequest) -> None:
         """See ``System.arrive``."""
-        self.instance.arrive(rid, request)
         if self._due_s is None:
+            self._idle_until(request.arrival_s)
             self._clock.wake(self._number, request.arrival_s)
+        self.instance.arrive(rid, request)
 
     def step(self, now_s: float) -> None:
         """See ``Server.step``."""
         instance = self.instance
-        if self._due_s is None:
-            instance.pass_time(now_s - self._counted_s)
-        else:
+        if self._due_s is not None:
             instance.land(now_s)
-            self._due_s = None
-        self._counted_s = now_s
+            self._counted_s, self._due_s = now_s, None
         if not instance.busy:
             return
         elapsed_s = instance.launch(now_s)
@@ -218,7 +217,12 @@ class Replica:
 
     def close(self, now_s: float) -> None:
         """See ``Server.close``."""
+        self._idle_until(now_s)
+
+    def _idle_until(self, now_s: float) -> None:
+        """Count time in which nothing runs."""
         self.instance.pass_time(now_s - self._counted_s)
+        self._counted_s = now_s
 
 
 class Cluster:
@@ -272,8 +276,5 @@ def total_use(uses: Sequence[KvcUse]) -> KvcUse:
     Returns:
         The use of all.
     """
-    return KvcUse(
-        sum(use.held for use in uses),
-        sum(use.useful for use in uses),
-        sum(use.offered for use in uses),
-    )
+    sums = {part.name: sum(getattr(use, part.name) for use in uses) for part in fields(KvcUse)}
+    return KvcUse(**sums)

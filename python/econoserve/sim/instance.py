@@ -4,6 +4,7 @@ Owns the execution of plans. It knows the true lengths; the policy only ever see
 the predictor makes on arrival and learns from when a response has ended.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -22,6 +23,7 @@ from econoserve.core.types import (
 from econoserve.prediction.predictor import Predictor
 from econoserve.sim.pool import Live, Pool, SimulationError
 from econoserve.sim.records import KvcUse, RequestRecord
+from econoserve.sim.series import Series
 from econoserve.sim.timing import IterationTime, Pass
 from econoserve.workload.trace import TraceRequest
 
@@ -65,6 +67,7 @@ class Instance:
         machine: what it has.
         policy: new, for a KVC of this size.
         predictor: predicts response lengths; it learns here.
+        series: what it did over time goes there, if wanted.
 
     Attributes:
         records: of all requests that arrived here, by arrival.
@@ -72,12 +75,19 @@ class Instance:
             one that was refused.
     """
 
-    def __init__(self, machine: Machine, policy: Policy, predictor: Predictor) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        policy: Policy,
+        predictor: Predictor,
+        series: Series | None = None,
+    ) -> None:
         self.machine = machine
         self.records: list[RequestRecord] = []
         self.on_end: Callable[[str, int | None], None] = unheard
         self._policy = policy
         self._predictor = predictor
+        self._series = series
         self._pool = Pool(machine.capacity_tokens)
         self._live: dict[str, Live] = {}
         self._launched: tuple[Launch, Pass] | None = None
@@ -92,7 +102,7 @@ class Instance:
 
     @property
     def use(self) -> KvcUse:
-        """How the KVC was used so far."""
+        """How the machine was used so far."""
         return self._pool.use
 
     @property
@@ -152,6 +162,7 @@ class Instance:
                 f"capacity_tokens={machine.capacity_tokens}: its plan needs KVC that is not free"
             )
         self._policy.on_launch(plan, launch)
+        pool.backlog = len(self._live) > pool.holders
         self._moved += moved
         if not launch.decoded and not launch.prefilled:
             return None
@@ -171,16 +182,16 @@ class Instance:
         (launch, work), self._launched = self._launched, None
         elapsed_s = self._elapsed_s
         self._policy.on_iteration(work.work(), elapsed_s)
-        ended = self._pool.end_iteration(elapsed_s)
-        on_tokens = self._policy.on_tokens
-        for rid in launch.decoded:
-            on_tokens(rid, 1)
+        if self._series is not None:
+            self._sample(launch, work, now_s - elapsed_s)
+        ended = self._pool.end_iteration(elapsed_s, work.prompt_tokens + work.decoding)
+        self._policy.on_step(launch.decoded)
         for live in ended:
             self._pool.leave(live)
             self._finish(live, now_s)
         for part in launch.prefilled:
             live = self._live[part.rid]
-            live.token_s += live.held * elapsed_s
+            self._pool.count_prompt(live, elapsed_s)
             if part.done:
                 self._first_token(live, now_s)
 
@@ -190,6 +201,7 @@ class Instance:
         Args:
             elapsed_s: how long.
         """
+        self._pool.backlog = len(self._live) > self._pool.holders
         self._pool.pass_time(elapsed_s)
 
     def _follow(self, plan: IterationPlan, now_s: float) -> tuple[Launch, Pass, int]:
@@ -241,11 +253,31 @@ class Instance:
         )
         return launch, work, moved
 
+    def _sample(self, launch: Launch, work: Pass, began_s: float) -> None:
+        """Count the iteration under way in the series."""
+        pool, tfs_tokens = self._pool, None
+        target = getattr(self._policy, "tfs_tokens", None)
+        if target is not None and self._series.begins(began_s):
+            limits = (live.request.slo.tpot_s for live in pool.running.values())
+            tpot_s = min((limit for limit in limits if limit is not None), default=math.inf)
+            tfs_tokens = target(work.decoding, tpot_s)
+        prompts = {part.rid for part in launch.prefilled}
+        self._series.add(
+            began_s,
+            self._elapsed_s,
+            held=pool.used,
+            used=pool.context + sum(self._live[rid].held for rid in prompts),
+            running=work.decoding,
+            waiting=max(len(self._live) - pool.holders, 0),
+            forward_tokens=work.prompt_tokens + work.decoding,
+            tfs_tokens=tfs_tokens,
+        )
+
     def _recompute(self, live: Live) -> None:
         """Throw a request's KVC away; what it generated is part of its prompt from now on."""
         live.record.preemptions += 1
         live.record.recomputed_tokens += self._pool.release(live) + live.offloaded
-        live.offloaded, live.token_s = 0, 0.0
+        live.offloaded, live.token_s, live.backlog_token_s = 0, 0.0, 0.0
         prompt_tokens = live.request.features.prompt_tokens + live.produced
         live.task = replace(live.task, prompt_tokens=prompt_tokens, generated_tokens=live.produced)
         self._policy.requeue(live.task)

@@ -29,6 +29,7 @@ class Live:
         offloaded: KVC of it in host memory.
         produced: output tokens that are out.
         token_s: KVC that it used in forward passes, times seconds, since it last held none.
+        backlog_token_s: what of it was in a backlog.
         joined: number of the first iteration that it runs in.
         ends: number of the iteration that produces its last token, if it runs on.
         marks: the pool's sums when it joined.
@@ -41,9 +42,10 @@ class Live:
     offloaded: int = 0
     produced: int = 0
     token_s: float = 0.0
+    backlog_token_s: float = 0.0
     joined: int = 0
     ends: int = 0
-    marks: tuple[float, float] = (0.0, 0.0)
+    marks: tuple[float, ...] = ()
 
 
 class Pool:
@@ -60,21 +62,36 @@ class Pool:
         holders: requests that hold KVC.
         running: who decodes, by id, in the order of joining.
         iteration: number of the iteration that comes next, or is under way.
+        forward_tokens: tokens that the iterations so far computed.
+        backlog: whether requests wait that hold no KVC; for the time that is counted next.
     """
 
     def __init__(self, capacity_tokens: int) -> None:
         self.capacity_tokens = capacity_tokens
         self.used = self.context = self.holders = self.iteration = 0
+        self.forward_tokens = 0
+        self.backlog = False
         self.running: dict[str, Live] = {}
         self._ending: dict[int, dict[str, Live]] = {}
-        # Sums over the iterations so far: of their times, and of their numbers times these.
-        self._sums = (0.0, 0.0)
+        # Sums over the iterations so far: of their times, and of their numbers times these; then
+        # the same over those in a backlog.
+        self._sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
         self._held_s = self._useful_s = self._offered_s = 0.0
+        self._backlog_useful_s = self._backlog_s = 0.0
 
     @property
     def use(self) -> KvcUse:
-        """How the KVC was used so far."""
-        return KvcUse(self._held_s, self._useful_s, self._offered_s)
+        """How the machine was used so far."""
+        backlog_s = self.capacity_tokens * self._backlog_s
+        return KvcUse(
+            self._held_s,
+            self._useful_s,
+            self._offered_s,
+            self._backlog_useful_s,
+            backlog_s,
+            self.iteration,
+            self.forward_tokens,
+        )
 
     def take(self, live: Live, tokens: int) -> None:
         """Give KVC to a request that does not run.
@@ -127,11 +144,11 @@ class Pool:
         if not ending:
             del self._ending[live.ends]
         steps = self.iteration - live.joined
-        passed_s, numbered_s = (
-            now - mark for now, mark in zip(self._sums, live.marks, strict=True)
-        )
+        now, mark = self._sums, live.marks
         # In iteration k it held what it held before, and k - joined + 1 tokens.
-        live.token_s += (live.held - live.joined + 1) * passed_s + numbered_s
+        held = live.held - live.joined + 1
+        live.token_s += held * (now[0] - mark[0]) + (now[1] - mark[1])
+        live.backlog_token_s += held * (now[2] - mark[2]) + (now[3] - mark[3])
         live.held += steps
         live.produced += steps
         self.context -= live.held
@@ -154,22 +171,41 @@ class Pool:
         """
         self._held_s += self.used * elapsed_s
         self._offered_s += self.capacity_tokens * elapsed_s
+        if self.backlog:
+            self._backlog_s += elapsed_s
 
-    def end_iteration(self, elapsed_s: float) -> list[Live]:
+    def end_iteration(self, elapsed_s: float, forward_tokens: int = 0) -> list[Live]:
         """Count an iteration.
 
         Args:
             elapsed_s: how long it took.
+            forward_tokens: tokens that it computed.
 
         Returns:
             Requests that produced their last token in it; they still run.
         """
         self.pass_time(elapsed_s)
-        passed_s, numbered_s = self._sums
-        self._sums = (passed_s + elapsed_s, numbered_s + self.iteration * elapsed_s)
+        self.forward_tokens += forward_tokens
+        passed_s, numbered_s, backlog_s, backlog_numbered_s = self._sums
+        numbered = self.iteration * elapsed_s
+        if self.backlog:
+            backlog_s, backlog_numbered_s = backlog_s + elapsed_s, backlog_numbered_s + numbered
+        self._sums = (passed_s + elapsed_s, numbered_s + numbered, backlog_s, backlog_numbered_s)
         ended = list(self._ending.get(self.iteration, {}).values())
         self.iteration += 1
         return ended
+
+    def count_prompt(self, live: Live, elapsed_s: float) -> None:
+        """Count the iteration that just ended for a request whose prompt it computed.
+
+        Args:
+            live: a request that does not run.
+            elapsed_s: how long the iteration took.
+        """
+        used = live.held * elapsed_s
+        live.token_s += used
+        if self.backlog:
+            live.backlog_token_s += used
 
     def count_useful(self, live: Live) -> None:
         """Count what a request used, once it is served.
@@ -178,3 +214,4 @@ class Pool:
             live: a request that has ended.
         """
         self._useful_s += live.token_s
+        self._backlog_useful_s += live.backlog_token_s

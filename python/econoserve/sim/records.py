@@ -5,10 +5,14 @@ Owns the definitions of the figures.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from econoserve.core.types import Outcome, Slo
+
+DECILES = 10
 
 
 @dataclass(slots=True)
@@ -58,6 +62,16 @@ class RequestRecord:
         return (self.jct_s - self.ttft_s) / (self.output_tokens - 1)
 
     @property
+    def demand_token_iterations(self) -> int:
+        """KVC-time that it needs: the tokens that it holds, summed over its iterations.
+
+        Counted as if it ran from its prompt to its end: its prompt in the iteration that computes
+        it, and a token more in each one after.
+        """
+        after = self.output_tokens - 1
+        return self.prompt_tokens * self.output_tokens + after * (after + 1) // 2
+
+    @property
     def met(self) -> bool:
         """Whether it was served within all of its objectives."""
         if self.outcome is not Outcome.FINISHED:
@@ -72,32 +86,44 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class KvcUse:
-    """The use of the KVC over a run, in tokens times seconds.
+    """The use of a machine over a run; of its KVC in tokens times seconds.
 
     Attributes:
         held: KVC that was held.
         useful: what of it belonged to requests in the forward pass, whose KVC was not thrown away
             later: neither parked, nor computed in vain.
         offered: the whole KVC.
+        useful_in_backlog: as ``useful``, over the iterations during which requests waited that
+            held no KVC.
+        offered_in_backlog: the whole KVC over these.
+        iterations: forward passes.
+        forward_tokens: tokens that they computed.
     """
 
     held: float
     useful: float
     offered: float
+    useful_in_backlog: float = 0.0
+    offered_in_backlog: float = 0.0
+    iterations: int = 0
+    forward_tokens: int = 0
 
 
-def summarise(records: Sequence[RequestRecord], kvc: KvcUse) -> dict[str, float | int]:
+def summarise(records: Sequence[RequestRecord], use: KvcUse) -> dict[str, Any]:
     """The figures of a run.
 
     Args:
         records: of all its requests, at least one.
-        kvc: how the KVC was used.
+        use: how the machine was used.
 
     Returns:
         By name. Rates are over the time from the first arrival to the last end; means and
         percentiles over the requests that were served, 0 if none was; ``ssr`` is the share of all
-        requests that were served within all of their objectives.
+        requests that were served within all of their objectives. ``ssr``, ``goodput_rps`` and
+        ``ssr_by_demand`` are ``None`` where no request has an objective, as
+        ``kvc_useful_utilisation_backlog`` is where none waited.
     """
+    stated = any(record.slo != Slo() for record in records)
     served = [record for record in records if record.outcome is Outcome.FINISHED]
     met = sum(record.met for record in records)
     ends = [record.end_s for record in records if record.end_s is not None]
@@ -113,8 +139,9 @@ def summarise(records: Sequence[RequestRecord], kvc: KvcUse) -> dict[str, float 
         "span_s": span_s,
         "throughput_rps": _share(len(served), span_s),
         "throughput_tokens_per_s": _share(sum(r.output_tokens for r in served), span_s),
-        "goodput_rps": _share(met, span_s),
-        "ssr": met / len(records),
+        "goodput_rps": _share(met, span_s) if stated else None,
+        "ssr": met / len(records) if stated else None,
+        "ssr_by_demand": _ssr_by_demand(records) if stated else None,
         "mean_jct_s": _mean(jct_s),
         "p50_jct_s": _percentile(jct_s, 50),
         "p90_jct_s": _percentile(jct_s, 90),
@@ -128,9 +155,25 @@ def summarise(records: Sequence[RequestRecord], kvc: KvcUse) -> dict[str, float 
         "mean_normalised_latency_s": _mean(per_token_s),
         "preemptions": sum(record.preemptions for record in records),
         "recomputed_tokens": sum(record.recomputed_tokens for record in records),
-        "kvc_utilisation": _share(kvc.held, kvc.offered),
-        "kvc_useful_utilisation": _share(kvc.useful, kvc.offered),
+        "kvc_utilisation": _share(use.held, use.offered),
+        "kvc_useful_utilisation": _share(use.useful, use.offered),
+        "kvc_useful_utilisation_backlog": (
+            use.useful_in_backlog / use.offered_in_backlog if use.offered_in_backlog else None
+        ),
+        "backlog_share": _share(use.offered_in_backlog, use.offered),
+        "iterations": use.iterations,
+        "mean_forward_tokens": _share(use.forward_tokens, use.iterations),
     }
+
+
+def _ssr_by_demand(records: Sequence[RequestRecord]) -> list[float | None]:
+    """SSR of each tenth of the requests by KVC-time demand, least demand first."""
+    ordered = sorted(records, key=lambda record: record.demand_token_iterations)
+    cuts = [part * len(ordered) // DECILES for part in range(DECILES + 1)]
+    return [
+        sum(record.met for record in ordered[low:high]) / (high - low) if high > low else None
+        for low, high in pairwise(cuts)
+    ]
 
 
 def _share(part: float, whole: float) -> float:

@@ -4,12 +4,14 @@ Owns what a run is made of. The same arguments give the same result: time is sim
 is drawn has a seed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from econoserve.core.checks import check_least
+from econoserve.core.victims import VictimConfig
 from econoserve.policies import make_policy
+from econoserve.policies.econoserve import VARIANTS
 from econoserve.prediction.predictor import Predictor
 from econoserve.prediction.registry import make_replay_predictor
 from econoserve.sim.cluster import Clock, Cluster, Watch, nothing, run_events
@@ -19,6 +21,7 @@ from econoserve.sim.placement import Phase, Placement
 from econoserve.sim.profile import Profile, load_profile
 from econoserve.sim.records import RequestRecord, summarise
 from econoserve.sim.routing import RoundRobin, make_router
+from econoserve.sim.series import Series
 from econoserve.sim.stages import StageMachine
 from econoserve.workload.trace import TraceRequest
 from econoserve.workload.workload import Workload, WorkloadSpec, make_workload
@@ -45,6 +48,7 @@ class RunSpec:
         capacity_tokens: size of the KVC, if not the profile's.
         max_running: most requests in a batch.
         overhead_s: time that scheduling adds to each iteration.
+        series_points: most points of the series over time; 0 for none. Several instances have none.
         instances: replicas, each on hardware of its own; with a placement, copies of it, whose
             instances serve together.
         router: gives requests to replicas; a name of ``econoserve.sim.routing``. Not used with a
@@ -66,6 +70,7 @@ class RunSpec:
     capacity_tokens: int | None = None
     max_running: int = 256
     overhead_s: float = 0.0
+    series_points: int = 0
     instances: int = 1
     router: str = "round-robin"
     tensor: int | None = None
@@ -73,7 +78,7 @@ class RunSpec:
     link_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, max_running=1, overhead_s=0, instances=1)
+        check_least(self, max_running=1, overhead_s=0, instances=1, series_points=0)
         if self.capacity_tokens is not None:
             check_least(self, capacity_tokens=2)
         if self.link_bytes_per_s is not None and not self.link_bytes_per_s > 0:
@@ -133,27 +138,31 @@ def simulate(
     kvcs_tokens = [machine.capacity_tokens for machine in machines]
     workload = make_workload(spec.workload, min(profile.context_tokens, min(kvcs_tokens) - 1))
     clock = Clock()
+    alone = spec.placement is None and spec.instances == 1
+    series = Series(spec.series_points) if spec.series_points and alone else None
     if spec.placement is None:
-        system = _cluster(spec, machines, workload, clock)
+        system = _cluster(spec, machines, workload, clock, series)
     else:
         system = Disaggregated(prefill, decode, clock, workload.requests[0].arrival_s)
     if not run_events(system, clock, workload.requests, progress, watch):
         return Result(system.records, {})
     figures = summarise(system.records, system.use)
-    return Result(
-        system.records,
-        {
-            **figures,
-            "left_out": workload.left_out,
-            "capacity_tokens": sum(kvcs_tokens),
-            "gpus": gpus,
-            "goodput_rps_per_gpu": figures["goodput_rps"] / gpus,
-        },
-    )
+    figures["left_out"] = workload.left_out
+    figures["capacity_tokens"] = sum(kvcs_tokens)
+    figures["gpus"] = gpus
+    goodput_rps = figures["goodput_rps"]
+    figures["goodput_rps_per_gpu"] = None if goodput_rps is None else goodput_rps / gpus
+    if series is not None:
+        figures["series"] = series.columns()
+    return Result(system.records, figures)
 
 
 def _cluster(
-    spec: RunSpec, machines: Sequence[Machine], workload: Workload, clock: Clock
+    spec: RunSpec,
+    machines: Sequence[Machine],
+    workload: Workload,
+    clock: Clock,
+    series: Series | None,
 ) -> Cluster:
     """Replicas behind a router."""
     # Features are told apart by identity: two requests may look the same and differ in length.
@@ -162,17 +171,29 @@ def _cluster(
     def new_predictor() -> Predictor:
         return make_replay_predictor(spec.predictor, LEVEL, lambda seen: truth[id(seen)])
 
-    capacities = [machine.capacity_tokens for machine in machines]
     instances = [
         Instance(
             machine,
-            make_policy(spec.policy, machine.capacity_tokens, **spec.constants),
+            make_policy(
+                spec.policy,
+                machine.capacity_tokens,
+                **_with_machine(spec.policy, spec.constants, machine),
+            ),
             new_predictor(),
+            series,
         )
         for machine in machines
     ]
+    capacities = [machine.capacity_tokens for machine in machines]
     router = make_router(spec.router, capacities, new_predictor)
     return Cluster(instances, router, clock, workload.requests[0].arrival_s)
+
+
+def _with_machine(name: str, constants: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
+    """A policy's constants; EconoServe's with what it costs to move KVC on the machine."""
+    if name not in VARIANTS or "victims" in constants or not machine.move_s_per_token:
+        return dict(constants)
+    return {**constants, "victims": VictimConfig(offload_s_per_token=machine.move_s_per_token)}
 
 
 def machine_of(spec: RunSpec, profile: Profile) -> Machine:

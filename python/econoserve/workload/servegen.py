@@ -7,7 +7,9 @@ prompt and output tokens in each quarter of the day.
 
 import ast
 import json
+import math
 import tarfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,63 +27,87 @@ LEAST_CV = 0.1
 ServeGenRates = dict[int, list[tuple[float, float, float]]]
 """By client: start in seconds, requests per second and coefficient of variation of each window."""
 
-Table = tuple[np.ndarray, None, bool, np.ndarray]
-"""Arguments of ``Generator.choice``: lengths, how many to draw, with replacement, shares."""
+Table = tuple[np.ndarray, np.ndarray]
+"""Lengths and their shares."""
+
+WHOLE = (0.0, math.inf)
+"""All the time of an archive."""
 
 
-def read_servegen(path: Path, limit: int, seed: int = 11) -> list[TraceRequest]:
+def read_servegen(
+    path: Path, limit: int, seed: int = 11, window_s: tuple[float, float] = WHOLE
+) -> list[TraceRequest]:
     """Draw about so many requests from an archive.
 
     A client's arrivals are a renewal process in each window (gamma distributed, with the window's
     rate and variation), lengths independent draws from its distributions of that span. All rates
-    are scaled by one factor so that about ``limit`` requests come; where few are wanted of many
-    windows, more come, since a window's first arrival does not wait for its full time.
+    are scaled by one factor so that ``limit`` requests are expected, spread over the whole time as
+    the rates are. However few are wanted, a client's expected share of them is its share of the
+    rates: each window begins in the middle of a gap, as a process that has always run does.
 
     Args:
         path: a ``tar.xz`` of ServeGen's files of one model.
-        limit: about how many requests, at least 1; see above.
+        limit: requests that are expected, at least 1.
         seed: other seeds draw other requests.
+        window_s: which part of the archive: windows that begin from the first time on, and before
+            the second.
 
     Returns:
         The requests by arrival.
 
     Raises:
-        TraceError: a file of the archive cannot be read.
+        TraceError: a file of the archive cannot be read, or no client sends anything.
         OSError: the archive cannot be opened.
     """
-    rates, lengths = _read(path)
-    expected = sum(rate * WINDOW_S for windows in rates.values() for _, rate, _ in windows)
-    if not expected > 0:
-        raise TraceError(f"{path.name}: no client has a rate above 0; give another archive")
-    scale = limit / expected
+    rates, lengths = _read(path, path.stat().st_mtime_ns)
+    used = [
+        (client, start_s, rate, cv)
+        for client in sorted(rates)
+        for start_s, rate, cv in rates[client]
+        if rate > 0
+        and window_s[0] <= start_s < window_s[1]
+        and int(start_s) // SPAN_S in lengths.get(client, {})
+    ]
+    if not used:
+        raise TraceError(f"{path.name}: no client has a rate above 0 in this time; give another")
+    scale = limit / sum(rate * WINDOW_S for _, _, rate, _ in used)
+    draws = {client: np.random.default_rng((seed, client)) for client in rates}
     requests = []
-    for client in sorted(rates):
-        draw = np.random.default_rng((seed, client))
+    for client, start_s, rate, cv in used:
+        draw, span = draws[client], int(start_s) // SPAN_S
+        times_s = _renewals(draw, start_s, rate * scale, max(cv, LEAST_CV))
+        if not times_s:
+            continue
+        prompts, outputs = (
+            draw.choice(tokens, len(times_s), p=shares).clip(1).tolist()
+            for tokens, shares in lengths[client][span]
+        )
         user = fingerprint(f"client {client}")
-        for start_s, rate, cv in rates[client]:
-            span = int(start_s) // SPAN_S
-            tables = lengths.get(client, {}).get(span)
-            if rate <= 0 or tables is None:
-                continue
-            for at_s in _renewals(draw, start_s, rate * scale, max(cv, LEAST_CV)):
-                prompt, output = (int(draw.choice(*table)) for table in tables)
-                features = RequestFeatures(max(prompt, 1), CAP_TOKENS, user=user)
-                requests.append(TraceRequest(at_s, features, max(output, 1), (client, span)))
+        for at_s, prompt, output in zip(times_s, prompts, outputs, strict=True):
+            features = RequestFeatures(prompt, CAP_TOKENS, user=user)
+            requests.append(TraceRequest(at_s, features, output, (client, span)))
     return from_zero(requests)
 
 
 def _renewals(
     draw: np.random.Generator, start_s: float, rate_per_s: float, cv: float
 ) -> list[float]:
+    """Times in a window of a renewal process in equilibrium."""
     shape = 1.0 / cv**2
-    times_s, at_s = [], start_s + draw.uniform(0.0, 1.0) * draw.gamma(shape, 1 / shape) / rate_per_s
+    mean_s = 1.0 / rate_per_s
+    # Long gaps are met more often than short ones, in proportion to their length, which makes
+    # the shape larger by 1; and each at any place.
+    at_s = start_s + draw.uniform() * draw.gamma(shape + 1) / shape * mean_s
+    times_s = []
     while at_s < start_s + WINDOW_S:
         times_s.append(at_s)
-        at_s += draw.gamma(shape, 1 / shape) / rate_per_s
+        at_s += draw.gamma(shape) / shape * mean_s
     return times_s
 
 
-def _read(path: Path) -> tuple[ServeGenRates, dict[int, dict[int, list[Table]]]]:
+@lru_cache(maxsize=1)
+def _read(path: Path, changed_ns: int) -> tuple[ServeGenRates, dict[int, dict[int, list[Table]]]]:
+    """The archive as it is, read again when it has changed."""
     rates: ServeGenRates = {}
     lengths: dict[int, dict[int, list[Table]]] = {}
     try:
@@ -123,4 +149,4 @@ def _spans(text: str) -> dict[int, list[Table]]:
 def _table(text: str) -> Table:
     table = ast.literal_eval(text)
     shares = np.array(list(table.values()), float)
-    return np.array(list(table), int), None, True, shares / shares.sum()
+    return np.array(list(table), int), shares / shares.sum()
