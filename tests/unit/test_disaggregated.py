@@ -17,6 +17,7 @@ from econoserve.sim.profile import ProfileError, load_profile
 from econoserve.sim.records import RequestRecord
 from econoserve.sim.run import RunSpec, simulate, stage_machines
 from econoserve.sim.stages import Job, Pipeline, StageMachine, blocks_of
+from econoserve.sim.timing import Pass
 from econoserve.workload.trace import TraceRequest
 from econoserve.workload.workload import WorkloadSpec
 
@@ -277,3 +278,14 @@ def test_the_command_compares_with_replicas(capsys):
     assert replicas["placement"] is None
     assert apart["placement"] == "prefill=1x1x1,decode=1x1x1"
     assert replicas["served"] == apart["served"] == 30
+
+
+def test_the_comparison_adds_what_ray_takes():
+    from benchmark.simulator.distserve import WithRay
+
+    for stages, prefill_s in ((1, 1.0 + 2e-5 + 1e-3), (2, 1.0 + 4e-5)):
+        time = WithRay(Flat(), stages)
+        assert time.seconds(Pass(1, 200, 200**2)) == pytest.approx(prefill_s)
+        assert time.seconds(Pass(decoding=2, context_tokens=500)) == pytest.approx(
+            1 + stages * 5e-5
+        )

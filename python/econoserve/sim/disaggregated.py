@@ -10,7 +10,8 @@ the scripts of its evaluation, and its simulator ``simdistserve``):
 - A decode instance fetches the KVC of a prompt when blocks are free for it, and while the prompts
   that wait there to decode hold less than 5 % of its blocks; first come, first served.
 - It decodes all that it has, up to the largest batch, and takes blocks of 16 tokens as responses
-  grow. When none is free, the last request to join moves to host memory; those come back first.
+  grow. When none is free, the last request to join moves to host memory, and the iteration waits;
+  those come back first.
 - With pipeline stages there is a batch for each. They take turns; a request stays in its batch. A
   stage takes its share of the pass, and in prefills 1 ms for each stage (``simdistserve``).
 - A request goes to the instance with the fewest, the first one of equals (``simdistserve``).
@@ -18,7 +19,8 @@ the scripts of its evaluation, and its simulator ``simdistserve``):
 Where we differ it is in favour of DistServe: an instance computes while KVC is moved, one request
 at a time for each decode instance (its engine's loop waits for the move); a request joins a batch
 if its own blocks are free (the engine counts those of one that waits twice); no time is added for
-Ray (``simdistserve`` adds 2 ms and more to an iteration).
+Ray (``simdistserve`` adds 2 ms and more to an iteration). With that put in, means agree with those
+of ``simdistserve`` to about 1 % (``benchmark/simulator/distserve.py``).
 """
 
 from collections.abc import Sequence
