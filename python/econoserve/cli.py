@@ -1,7 +1,7 @@
 """``econoserve``: the console command.
 
-``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator and
-``econoserve report`` shows what came of it.
+``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator,
+``econoserve capacity`` searches with it, and ``econoserve report`` shows what came of runs.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from econoserve import __version__, reporting, simulate
+from econoserve import __version__, capacity, reporting, simulate
 from econoserve.config import ARM_VARIABLE
 
 INTERRUPTED = 130
@@ -192,9 +192,15 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="check SGLang's version, our patches, plug-ins and device")
     simulator = commands.add_parser("simulate", help="run scheduling policies in the simulator")
     simulate.add_arguments(simulator)
+    searcher = commands.add_parser("capacity", help="find the rate that policies can sustain")
+    capacity.add_arguments(searcher)
     reporter = commands.add_parser("report", help="make a page of what the simulator found")
     reporting.add_arguments(reporter)
-    run = {"simulate": simulate.main, "report": reporting.main}
+    run = {
+        "simulate": simulate.main,
+        "capacity": capacity.main,
+        "report": reporting.main,
+    }
     options = parser.parse_args(argv)
     try:
         return run[options.command](options) if options.command in run else doctor()

@@ -9,12 +9,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -66,24 +67,12 @@ def run_one(spec: RunSpec) -> Run:
     except Exception as error:
         error.add_note(f"in the run of {_name(spec)}")
         raise
-    figures, workload = ended.figures, spec.workload
+    figures = ended.figures
     if spec.series_points:
         jct_s = [record.jct_s for record in ended.records if record.jct_s != float("inf")]
         figures["jct_percentiles_s"] = _percentiles(jct_s)
-    slo = {name: limit for name, limit in asdict(workload.slo).items() if limit is not None}
     result = {
-        "policy": spec.policy,
-        "trace": workload.trace,
-        "window_h": workload.window_h,
-        "rate_rps": workload.rate_rps,
-        "arrivals": workload.arrivals,
-        "hardware": spec.hardware,
-        "model": spec.model,
-        "slo": slo,
-        "predictor": spec.predictor,
-        "max_running": spec.max_running,
-        "overhead_s": spec.overhead_s,
-        "seed": workload.seed,
+        **settings_of(spec),
         **figures,
         "wall_s": round(time.perf_counter() - begin_s, 3),
     }
@@ -108,27 +97,84 @@ def run_all(specs: Sequence[RunSpec], jobs: int | None = None) -> Iterator[Run]:
         return
     from tqdm import tqdm
 
-    workers = min(jobs or os.cpu_count() or 1, len(specs))
-    pool = ProcessPoolExecutor(workers, initializer=_watch_parent)
-    try:
+    with workers(min(jobs or os.cpu_count() or 1, len(specs))) as side_by_side:
+        runs = side_by_side(run_one, specs)
+        yield from tqdm(runs, total=len(specs), unit="run", file=sys.stderr, leave=False)
+
+
+def settings_of(spec: RunSpec) -> dict[str, Any]:
+    """What a run is of.
+
+    Args:
+        spec: the run.
+
+    Returns:
+        Its settings by name, as they are printed.
+    """
+    workload = spec.workload
+    limits = asdict(workload.slo).items()
+    return {
+        "policy": spec.policy,
+        "trace": workload.trace,
+        "window_h": workload.window_h,
+        "rate_rps": workload.rate_rps,
+        "arrivals": workload.arrivals,
+        "hardware": spec.hardware,
+        "model": spec.model,
+        "slo": {name: limit for name, limit in limits if limit is not None},
+        "predictor": spec.predictor,
+        "max_running": spec.max_running,
+        "overhead_s": spec.overhead_s,
+        "instances": spec.instances,
+        "router": spec.router,
+        "tensor": spec.tensor,
+        "placement": str(spec.placement) if spec.placement else None,
+        "seed": workload.seed,
+    }
+
+
+Task = TypeVar("Task")
+Done = TypeVar("Done")
+SideBySide = Callable[[Callable[[Task], Done], Iterable[Task]], Iterator[Done]]
+"""Applies a function to each task, like ``map``, in processes of their own."""
+
+
+@contextmanager
+def workers(count: int) -> Iterator[SideBySide]:
+    """Processes that do tasks; all are ended on leaving.
+
+    Args:
+        count: how many.
+
+    Yields:
+        What gives them tasks, any number of times.
+
+    Raises:
+        RunError: a process was ended from outside.
+    """
+    pool = ProcessPoolExecutor(count, initializer=_watch_parent)
+
+    def side_by_side(function: Callable[[Task], Done], tasks: Iterable[Task]) -> Iterator[Done]:
         # Workers inherit that Ctrl-C is blocked: their parent ends them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            runs = pool.map(run_one, specs)
+            return pool.map(function, tasks)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield from tqdm(runs, total=len(specs), unit="run", file=sys.stderr, leave=False)
+
+    try:
+        yield side_by_side
     except BrokenProcessPool:
         raise RunError(
             "the process of a run was ended from outside, perhaps for want of memory: "
             "give a smaller --jobs"
         ) from None
     finally:
-        workers_left = multiprocessing.active_children()
+        left = multiprocessing.active_children()
         pool.shutdown(wait=False, cancel_futures=True)
-        for worker in workers_left:
+        for worker in left:
             worker.terminate()
-        for worker in workers_left:
+        for worker in left:
             worker.join()
 
 

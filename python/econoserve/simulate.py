@@ -17,11 +17,15 @@ from econoserve.report.page import page
 from econoserve.report.plots import ReportError, check_matplotlib
 from econoserve.report.table import COLUMNS, cells
 from econoserve.runs import RunError, run_all
+from econoserve.sim.placement import parse_placement
 from econoserve.sim.profile import profile_names
-from econoserve.sim.run import LEVEL, RunSpec
+from econoserve.sim.routing import ROUTERS
+from econoserve.sim.run import DISTSERVE, LEVEL, RunSpec
 from econoserve.workload.objectives import parse_slo
 from econoserve.workload.synthetic import synthetic_workloads
 from econoserve.workload.workload import SYNTHETIC, WorkloadSpec, arrival_process
+
+RATE = number("requests per second, more than 0", lambda rate: rate > 0)
 
 SERIES_POINTS = 300
 """Points of the series on a page. Ours."""
@@ -34,6 +38,31 @@ def add_run_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
         parser: of a subcommand.
         required: whether there is nothing to do without them.
     """
+    add_system_arguments(parser, required)
+    parser.add_argument(
+        "--rate",
+        required=required,
+        nargs="+",
+        type=RATE,
+        metavar="R",
+        help="mean arrivals per second, one or more",
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="S",
+        help="of all that is drawn. Default: %(default)s",
+    )
+
+
+def add_system_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
+    """Describe the arguments that say what to run, whatever its rate and seed.
+
+    Args:
+        parser: of a subcommand.
+        required: whether there is nothing to do without them.
+    """
     names = ", ".join(SYNTHETIC + name for name in synthetic_workloads())
     predictors = ", ".join((*PREDICTORS, *REPLAY_PREDICTORS))
     add = parser.add_argument
@@ -41,9 +70,9 @@ def add_run_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
         "--policy",
         required=required,
         nargs="+",
-        choices=list(POLICIES),
+        choices=[*POLICIES, DISTSERVE],
         metavar="P",
-        help=f"one or more of {', '.join(POLICIES)}",
+        help=f"one or more of {', '.join(POLICIES)}; or {DISTSERVE}, with --disaggregate",
     )
     add(
         "--trace",
@@ -56,14 +85,6 @@ def add_run_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
         type=_window,
         metavar="FROM-TO",
         help="only these hours of a trace with times, such as 9-12. Default: all",
-    )
-    add(
-        "--rate",
-        required=required,
-        nargs="+",
-        type=number("requests per second, more than 0", lambda rate: rate > 0),
-        metavar="R",
-        help="mean arrivals per second, one or more",
     )
     add(
         "--num-requests",
@@ -121,11 +142,36 @@ def add_run_arguments(parser: argparse.ArgumentParser, required: bool) -> None:
         help="time that scheduling adds to each iteration. Default: %(default)s",
     )
     add(
-        "--seed",
-        type=whole_number(0),
-        default=0,
-        metavar="S",
-        help="of all that is drawn. Default: %(default)s",
+        "--instances",
+        type=whole_number(1),
+        default=1,
+        metavar="N",
+        help="replicas, each on hardware of its own. Default: %(default)s",
+    )
+    add(
+        "--router",
+        default="round-robin",
+        choices=ROUTERS,
+        help="gives requests to the replicas. Default: %(default)s",
+    )
+    add(
+        "--tensor",
+        type=whole_number(1),
+        metavar="TP",
+        help="GPUs that share each layer, if not the profile's",
+    )
+    add(
+        "--disaggregate",
+        type=checked(parse_placement),
+        metavar="PLACEMENT",
+        help=f"where {DISTSERVE} computes, as prefill=TPxPPxN,decode=TPxPPxN: tensor parallelism, "
+        "pipeline stages and instances of each phase",
+    )
+    add(
+        "--link-gb-per-s",
+        type=number("10^9 bytes per second, more than 0", lambda rate: rate > 0),
+        metavar="GB",
+        help="bandwidth in 10^9 bytes per second for KVC between instances, if not the profile's",
     )
     add(
         "--jobs",
@@ -202,31 +248,60 @@ def run_specs(options: argparse.Namespace, series_points: int = 0) -> list[RunSp
     Raises:
         ValueError: there is no such profile; names the flag.
     """
-    _check_profile(options.hardware, options.model)
-    slo = parse_slo(options.slo)
     return [
-        RunSpec(
-            policy,
-            WorkloadSpec(
-                options.trace,
-                rate_rps,
-                options.num_requests,
-                options.arrivals,
-                slo,
-                options.seed,
-                options.trace_window,
-            ),
-            options.hardware,
-            options.model,
-            options.predictor,
-            capacity_tokens=options.kvc_tokens,
-            max_running=options.max_running,
-            overhead_s=options.overhead_ms / 1e3,
-            series_points=series_points,
-        )
+        spec_of(options, policy, rate_rps, options.seed, series_points)
         for policy in options.policy
         for rate_rps in options.rate
     ]
+
+
+def spec_of(
+    options: argparse.Namespace, policy: str, rate_rps: float, seed: int, series_points: int = 0
+) -> RunSpec:
+    """The run of a policy at a rate.
+
+    Args:
+        options: as ``add_system_arguments`` describes them.
+        policy: one of those.
+        rate_rps: mean arrivals per second.
+        seed: of all that is drawn.
+        series_points: most points of the series over time; 0 for none.
+
+    Returns:
+        What to run.
+
+    Raises:
+        ValueError: there is no such profile, or no placement; names the flag.
+    """
+    _check_profile(options.hardware, options.model)
+    apart = policy == DISTSERVE
+    if apart and not options.disaggregate:
+        raise ValueError(f"--policy {DISTSERVE}: give --disaggregate, too")
+    link_gb_per_s = options.link_gb_per_s
+    return RunSpec(
+        policy,
+        WorkloadSpec(
+            options.trace,
+            rate_rps,
+            options.num_requests,
+            options.arrivals,
+            parse_slo(options.slo),
+            seed,
+            options.trace_window,
+        ),
+        options.hardware,
+        options.model,
+        options.predictor,
+        capacity_tokens=options.kvc_tokens,
+        max_running=options.max_running,
+        overhead_s=options.overhead_ms / 1e3,
+        series_points=series_points,
+        instances=options.instances,
+        router=options.router,
+        tensor=None if apart else options.tensor,
+        placement=parse_placement(options.disaggregate) if apart else None,
+        link_bytes_per_s=None if link_gb_per_s is None else link_gb_per_s * 1e9,
+    )
 
 
 def _check_profile(hardware: str, model: str) -> None:

@@ -216,6 +216,13 @@ def test_synthetic_lengths_have_the_published_quantiles(name):
     assert workload.source
 
 
+def test_a_longer_workload_begins_as_a_shorter_one():
+    short, long = (WorkloadSpec("synthetic:sharegpt", 2.0, count, seed=4) for count in (50, 90))
+    first, second = (make_workload(spec, 2048).requests for spec in (short, long))
+    assert second[:50] == first
+    assert lengths(second[:50]) != lengths(second[40:90])
+
+
 def test_a_workload_fits_into_the_context_and_hides_lengths():
     spec = WorkloadSpec("synthetic:sharegpt", 2.0, 300, slo=Slo(e2e_s=9.0), seed=4)
     workload = make_workload(spec, 500)

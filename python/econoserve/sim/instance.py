@@ -5,6 +5,7 @@ the predictor makes on arrival and learns from when a response has ended.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from econoserve.core.checks import check_least
@@ -55,6 +56,10 @@ class Machine:
         check_least(self, move_s_per_token=0, overhead_s=0)
 
 
+def unheard(rid: str, output_tokens: int | None) -> None:
+    """The end of a request that nobody waits for."""
+
+
 class Instance:
     """Runs a policy, one iteration at a time.
 
@@ -66,6 +71,8 @@ class Instance:
 
     Attributes:
         records: of all requests that arrived here, by arrival.
+        on_end: told of a request that has left, and of the length of its response; ``None`` for
+            one that was refused.
     """
 
     def __init__(
@@ -77,6 +84,7 @@ class Instance:
     ) -> None:
         self.machine = machine
         self.records: list[RequestRecord] = []
+        self.on_end: Callable[[str, int | None], None] = unheard
         self._policy = policy
         self._predictor = predictor
         self._series = series
@@ -122,6 +130,7 @@ class Instance:
             self._policy.add(task)
         except NeverFits:
             record.outcome, record.end_s = Outcome.REJECTED, request.arrival_s
+            self.on_end(rid, None)
             return
         self._live[rid] = Live(request, task, record)
 
@@ -216,6 +225,7 @@ class Instance:
             live = self._live.pop(rid)
             live.record.outcome, live.record.end_s = Outcome.REJECTED, now_s
             self._policy.remove(rid, Outcome.REJECTED)
+            self.on_end(rid, None)
         for rid in plan.resume:
             live = self._live[rid]
             if live.offloaded:
@@ -289,3 +299,4 @@ class Instance:
         live.record.outcome, live.record.end_s = Outcome.FINISHED, now_s
         features, output_tokens = live.request.features, live.request.output_tokens
         self._predictor.observe(features, output_tokens, output_tokens < features.cap_tokens)
+        self.on_end(live.task.rid, output_tokens)

@@ -5,7 +5,7 @@ Owns the files in ``profiles/``, each with its sources, and their format.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,9 @@ class Profile:
         context_tokens: the model's longest context.
         host_bytes_per_s: bandwidth between GPU and host memory, for KVC that is moved.
         time: how long iterations take.
+        link_bytes_per_s: bandwidth between GPUs, for KVC that another instance fetches; 0 if it is
+            not stated.
+        tensor_times: how long iterations take with other numbers of GPUs that share each layer.
     """
 
     name: str
@@ -94,11 +97,44 @@ class Profile:
     context_tokens: int
     host_bytes_per_s: float
     time: IterationTime
+    link_bytes_per_s: float = 0.0
+    tensor_times: Mapping[int, IterationTime] = field(default_factory=dict)
 
     @property
     def move_s_per_token(self) -> float:
         """Time to move a token's KVC to host memory, or back."""
         return self.memory.kvc_bytes_per_token / self.host_bytes_per_s
+
+    @property
+    def tensor_choices(self) -> list[int]:
+        """Numbers of GPUs that may share each layer, ascending."""
+        return sorted({self.memory.gpus, *self.tensor_times})
+
+    def on(self, tensor: int, pipeline: int = 1) -> "Profile":
+        """This model on other numbers of GPUs.
+
+        Args:
+            tensor: GPUs that share each layer.
+            pipeline: stages that share the layers evenly; ``time`` stays that of a pass through
+                all of them.
+
+        Returns:
+            The profile.
+
+        Raises:
+            ProfileError: its times are not known there, its layers cannot be shared so, or nothing
+                is left for the KVC.
+        """
+        if tensor not in self.tensor_choices:
+            choices = ", ".join(str(choice) for choice in self.tensor_choices)
+            raise ProfileError(f"profile {self.name}: tensor={tensor}: give one of {choices}")
+        if self.memory.layers % pipeline:
+            raise ProfileError(
+                f"profile {self.name}: pipeline={pipeline}: give a divisor of its "
+                f"{self.memory.layers} layers"
+            )
+        memory = replace(self.memory, gpus=tensor * pipeline)
+        return replace(self, memory=memory, time=self.tensor_times.get(tensor, self.time))
 
 
 def profile_names() -> list[str]:
@@ -143,7 +179,8 @@ def read_profile(name: str, text: str) -> Profile:
     Args:
         name: what to call it.
         text: its JSON: ``source``, ``memory`` (the fields of ``Memory``), ``context_tokens``,
-            ``host_bytes_per_s``, ``time`` with its ``kind`` and that kind's fields.
+            ``host_bytes_per_s``, ``time`` with its ``kind`` and that kind's fields; where known
+            ``link_bytes_per_s`` and ``tensor_times``, a ``time`` for each number of GPUs.
 
     Returns:
         The profile.
@@ -160,6 +197,8 @@ def read_profile(name: str, text: str) -> Profile:
             int(fields["context_tokens"]),
             float(fields["host_bytes_per_s"]),
             _time(fields["time"]),
+            float(fields.get("link_bytes_per_s", 0.0)),
+            {int(gpus): _time(time) for gpus, time in fields.get("tensor_times", {}).items()},
         )
     except ProfileError:
         raise

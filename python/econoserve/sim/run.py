@@ -1,7 +1,7 @@
-"""A run: requests arrive at an instance until all have ended.
+"""A run: requests arrive at one or more instances until all have ended.
 
-Owns the clock. The same arguments give the same result: time is simulated, and all that is drawn
-has a seed.
+Owns what a run is made of. The same arguments give the same result: time is simulated, and all that
+is drawn has a seed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,35 +12,34 @@ from econoserve.core.checks import check_least
 from econoserve.core.victims import VictimConfig
 from econoserve.policies import make_policy
 from econoserve.policies.econoserve import VARIANTS
+from econoserve.prediction.predictor import Predictor
 from econoserve.prediction.registry import make_replay_predictor
+from econoserve.sim.cluster import Clock, Cluster, Watch, nothing, run_events
+from econoserve.sim.disaggregated import Disaggregated
 from econoserve.sim.instance import Instance, Machine
-from econoserve.sim.pool import SimulationError
+from econoserve.sim.placement import Phase, Placement
 from econoserve.sim.profile import Profile, load_profile
 from econoserve.sim.records import RequestRecord, summarise
+from econoserve.sim.routing import RoundRobin, make_router
 from econoserve.sim.series import Series
+from econoserve.sim.stages import StageMachine
 from econoserve.workload.trace import TraceRequest
-from econoserve.workload.workload import WorkloadSpec, make_workload
-
-IDLE_S = 1e-3
-"""How long an engine waits before it plans again, when a plan ran nothing. Ours."""
-
-STUCK_S = 300.0
-"""A policy that runs nothing for so long, though requests wait, makes no progress. Ours."""
+from econoserve.workload.workload import Workload, WorkloadSpec, make_workload
 
 LEVEL = 0.5
 """Probability that a promise of one length covers; ``plus`` mostly uses the whole distribution."""
 
 
-def nothing() -> None:
-    """Progress that nobody looks at."""
+DISTSERVE = "distserve"
+"""Not a policy of one instance, but prefills and decodes on separate ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSpec:
-    """One run of one instance.
+    """One run.
 
     Attributes:
-        policy: a name of ``econoserve.policies``.
+        policy: a name of ``econoserve.policies``; or ``distserve``, which needs a placement.
         workload: what to serve.
         hardware: of a profile, or a profile's path.
         model: of a profile.
@@ -49,7 +48,14 @@ class RunSpec:
         capacity_tokens: size of the KVC, if not the profile's.
         max_running: most requests in a batch.
         overhead_s: time that scheduling adds to each iteration.
-        series_points: most points of the series over time; 0 for none.
+        series_points: most points of the series over time; 0 for none. Several instances have none.
+        instances: replicas, each on hardware of its own; with a placement, copies of it, whose
+            instances serve together.
+        router: gives requests to replicas; a name of ``econoserve.sim.routing``. Not used with a
+            placement.
+        tensor: GPUs that share each layer, if not as many as the profile has.
+        placement: where prefills and decodes run, for ``distserve``.
+        link_bytes_per_s: bandwidth for KVC between instances, if not the profile's.
 
     Raises:
         ValueError: a value is out of range.
@@ -65,11 +71,25 @@ class RunSpec:
     max_running: int = 256
     overhead_s: float = 0.0
     series_points: int = 0
+    instances: int = 1
+    router: str = "round-robin"
+    tensor: int | None = None
+    placement: Placement | None = None
+    link_bytes_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        check_least(self, max_running=1, overhead_s=0, series_points=0)
+        check_least(self, max_running=1, overhead_s=0, instances=1, series_points=0)
         if self.capacity_tokens is not None:
             check_least(self, capacity_tokens=2)
+        if self.link_bytes_per_s is not None and not self.link_bytes_per_s > 0:
+            raise ValueError(f"link_bytes_per_s={self.link_bytes_per_s}: give more than 0")
+        if (self.policy == DISTSERVE) != (self.placement is not None):
+            raise ValueError(
+                f"policy {self.policy} with placement {self.placement}: give a placement to "
+                f"{DISTSERVE}, such as prefill=2x1x1,decode=1x1x1, and to no other policy"
+            )
+        if self.placement is not None and self.tensor is not None:
+            raise ValueError(f"tensor={self.tensor}: the placement states it, so leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +98,22 @@ class Result:
 
     Attributes:
         records: of every request, by arrival.
-        figures: of the run as a whole, see ``sim.records.summarise``.
+        figures: of the run as a whole, see ``sim.records.summarise``; empty if it was ended early.
     """
 
     records: list[RequestRecord]
     figures: dict[str, Any]
 
 
-def simulate(spec: RunSpec, progress: Callable[[], None] = nothing) -> Result:
+def simulate(
+    spec: RunSpec, progress: Callable[[], None] = nothing, watch: Watch | None = None
+) -> Result:
     """Run a policy on a workload.
 
     Args:
         spec: what to run.
         progress: called when a request arrives.
+        watch: looks at the run now and then, and may end it.
 
     Returns:
         What came of it; equal for equal ``spec``.
@@ -101,25 +124,69 @@ def simulate(spec: RunSpec, progress: Callable[[], None] = nothing) -> Result:
         OSError: a file cannot be opened.
     """
     profile = load_profile(spec.hardware, spec.model)
-    machine = machine_of(spec, profile)
-    context_tokens = min(profile.context_tokens, machine.capacity_tokens - 1)
-    workload = make_workload(spec.workload, context_tokens)
-    # Features are told apart by identity: two requests may look the same and differ in length.
-    truth = {id(request.features): request.output_tokens for request in workload.requests}
-    predictor = make_replay_predictor(spec.predictor, LEVEL, lambda seen: truth[id(seen)])
-    constants = _with_machine(spec.policy, spec.constants, machine)
-    policy = make_policy(spec.policy, machine.capacity_tokens, **constants)
-    series = Series(spec.series_points) if spec.series_points else None
-    instance = Instance(machine, policy, predictor, series)
-    serve(instance, workload.requests, progress)
-    figures = {
-        **summarise(instance.records, instance.use),
-        "left_out": workload.left_out,
-        "capacity_tokens": machine.capacity_tokens,
-    }
+    if spec.tensor is not None:
+        profile = profile.on(spec.tensor)
+    if spec.placement is None:
+        prefill, decode = [], []
+        machines = [machine_of(spec, profile)] * spec.instances
+        gpus = profile.memory.gpus * spec.instances
+    else:
+        placement = spec.placement.times(spec.instances)
+        prefill, decode = stage_machines(spec, placement, profile)
+        machines = [*prefill, *decode]
+        gpus = placement.gpus
+    kvcs_tokens = [machine.capacity_tokens for machine in machines]
+    workload = make_workload(spec.workload, min(profile.context_tokens, min(kvcs_tokens) - 1))
+    clock = Clock()
+    alone = spec.placement is None and spec.instances == 1
+    series = Series(spec.series_points) if spec.series_points and alone else None
+    if spec.placement is None:
+        system = _cluster(spec, machines, workload, clock, series)
+    else:
+        system = Disaggregated(prefill, decode, clock, workload.requests[0].arrival_s)
+    if not run_events(system, clock, workload.requests, progress, watch):
+        return Result(system.records, {})
+    figures = summarise(system.records, system.use)
+    figures["left_out"] = workload.left_out
+    figures["capacity_tokens"] = sum(kvcs_tokens)
+    figures["gpus"] = gpus
+    goodput_rps = figures["goodput_rps"]
+    figures["goodput_rps_per_gpu"] = None if goodput_rps is None else goodput_rps / gpus
     if series is not None:
         figures["series"] = series.columns()
-    return Result(instance.records, figures)
+    return Result(system.records, figures)
+
+
+def _cluster(
+    spec: RunSpec,
+    machines: Sequence[Machine],
+    workload: Workload,
+    clock: Clock,
+    series: Series | None,
+) -> Cluster:
+    """Replicas behind a router."""
+    # Features are told apart by identity: two requests may look the same and differ in length.
+    truth = {id(request.features): request.output_tokens for request in workload.requests}
+
+    def new_predictor() -> Predictor:
+        return make_replay_predictor(spec.predictor, LEVEL, lambda seen: truth[id(seen)])
+
+    instances = [
+        Instance(
+            machine,
+            make_policy(
+                spec.policy,
+                machine.capacity_tokens,
+                **_with_machine(spec.policy, spec.constants, machine),
+            ),
+            new_predictor(),
+            series,
+        )
+        for machine in machines
+    ]
+    capacities = [machine.capacity_tokens for machine in machines]
+    router = make_router(spec.router, capacities, new_predictor)
+    return Cluster(instances, router, clock, workload.requests[0].arrival_s)
 
 
 def _with_machine(name: str, constants: Mapping[str, Any], machine: Machine) -> dict[str, Any]:
@@ -148,52 +215,57 @@ def machine_of(spec: RunSpec, profile: Profile) -> Machine:
     )
 
 
+def stage_machines(
+    spec: RunSpec, placement: Placement, profile: Profile
+) -> tuple[list[StageMachine], list[StageMachine]]:
+    """The machines of a placement.
+
+    Args:
+        spec: the run.
+        placement: where prefills and decodes run.
+        profile: its model on its hardware.
+
+    Returns:
+        Those of the prefill instances, and those of the decode instances.
+
+    Raises:
+        ProfileError: the profile does not know such an instance.
+        ValueError: no bandwidth between instances is known.
+    """
+    link_bytes_per_s = spec.link_bytes_per_s or profile.link_bytes_per_s
+    if not link_bytes_per_s > 0:
+        raise ValueError(f"profile {profile.name} has no link_bytes_per_s: state the bandwidth")
+
+    def machines(phase: Phase) -> list[StageMachine]:
+        there = profile.on(phase.parallelism.tensor, phase.parallelism.pipeline)
+        machine = StageMachine(
+            capacity_tokens=spec.capacity_tokens or there.memory.capacity_tokens,
+            time=there.time,
+            stages=phase.parallelism.pipeline,
+            max_running=spec.max_running,
+            move_s_per_token=there.move_s_per_token,
+            link_s_per_token=there.memory.kvc_bytes_per_token / link_bytes_per_s,
+            overhead_s=spec.overhead_s,
+        )
+        return [machine] * phase.instances
+
+    return machines(placement.prefill), machines(placement.decode)
+
+
 def serve(
     instance: Instance, requests: Sequence[TraceRequest], progress: Callable[[], None] = nothing
 ) -> None:
-    """Serve requests to the end.
-
-    A request that arrives during an iteration is known to the policy when it ends.
+    """Let a single instance serve requests to the end.
 
     Args:
-        instance: new, or idle.
+        instance: new.
         requests: by arrival.
         progress: called when a request arrives.
 
     Raises:
         SimulationError: see ``simulate``.
     """
-    now_s = stuck_s = 0.0
-    arrived = 0
-
-    def arrive_until(time_s: float) -> None:
-        nonlocal arrived
-        while arrived < len(requests) and requests[arrived].arrival_s <= time_s:
-            instance.arrive(f"r{arrived}", requests[arrived])
-            arrived += 1
-            progress()
-
-    while instance.busy or arrived < len(requests):
-        if not instance.busy:
-            start_s = max(now_s, requests[arrived].arrival_s)
-            # What passes before the first arrival is no part of the run.
-            if arrived:
-                instance.pass_time(start_s - now_s)
-            now_s = start_s
-            arrive_until(now_s)
-            continue
-        elapsed_s = instance.launch(now_s)
-        if elapsed_s is None:
-            stuck_s += IDLE_S
-            if stuck_s > STUCK_S:
-                raise SimulationError(
-                    f"at {now_s:.3f} s requests wait, and for {STUCK_S:.0f} s no plan ran any: the "
-                    "policy makes no progress; look at its constants and at the KVC's size"
-                )
-            instance.pass_time(IDLE_S)
-            elapsed_s = IDLE_S
-        else:
-            stuck_s = 0.0
-        now_s += elapsed_s
-        arrive_until(now_s)
-        instance.land(now_s)
+    clock = Clock()
+    router = RoundRobin([instance.machine.capacity_tokens])
+    cluster = Cluster([instance], router, clock, requests[0].arrival_s if requests else 0.0)
+    run_events(cluster, clock, requests, progress)

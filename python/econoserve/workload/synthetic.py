@@ -108,7 +108,8 @@ def draw_lengths(name: str, count: int, seed: int) -> list[TraceRequest]:
         seed: of the lengths.
 
     Returns:
-        The requests. The first ones of a larger count are not those of a smaller one.
+        The requests. The first ones of a larger count are those of a smaller one, so that runs of
+        different lengths can be compared.
 
     Raises:
         TraceError: there is no such workload.
@@ -117,7 +118,7 @@ def draw_lengths(name: str, count: int, seed: int) -> list[TraceRequest]:
     if name not in known:
         raise TraceError(f"trace synthetic:{name}: choose one of {', '.join(known)}")
     workload = known[name]
-    first, other = np.random.default_rng(seed).standard_normal((2, count))
+    first, other = np.random.default_rng(seed).standard_normal((count, 2)).T
     rho = workload.rank_correlation
     prompts = workload.prompt.at(first)
     outputs = workload.output.at(rho * first + np.sqrt(1.0 - rho**2) * other)
