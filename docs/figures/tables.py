@@ -21,7 +21,7 @@ from worked import (
     target,
 )
 
-from econoserve.core import filling, late, risk
+from econoserve.core import filling, holding, late, risk
 from econoserve.policies import econoserve
 from econoserve.policies.econoserve import VARIANTS, EconoServeConfig
 
@@ -107,7 +107,7 @@ def targets() -> str:
     """TFS for several batches."""
     rows = []
     for decoding in (0, 64, 256):
-        for tpot_s in (None, 0.1, 0.05, 0.03) if decoding else (None,):
+        for tpot_s in (None, 0.02, 0.01, 0.005) if decoding else (None,):
             tokens = target(decoding, 512 * decoding, tpot_s)
             stated = "none" if tpot_s is None else f"{1e3 * tpot_s:.0f} ms"
             rows.append((decoding, stated, tokens, tokens - decoding))
@@ -121,7 +121,7 @@ def variants() -> str:
         "sd": "time-synced groups",
         "sdo": "the order by urgency, held KVC, length",
         "full": "KVC pipelining",
-        "plus": "the skyline over distributions instead of pipelining",
+        "plus": "the skyline over distributions instead of pipelining; holding and stepping back",
     }
     return table(
         ("variant", "ledger", "order", "adds"),
@@ -142,6 +142,7 @@ def bounds() -> str:
             ("`HELD_UP`", filling.HELD_UP, "prompts that wait for something else than KVC"),
             ("`GROUPS`", filling.GROUPS, "groups of prompts looked at"),
             ("`BATCH`", late.BATCH, "late prompts demoted or refused"),
+            ("`PROMPTS`", holding.PROMPTS, "prompts whose waiting is added up"),
             ("`CELLS`", risk.CELLS, "grid points from the claims' own ends (mode `risk`)"),
             ("`HORIZONS`", len(risk.HORIZONS), "further grid points, farther and farther apart"),
         ],
@@ -151,7 +152,8 @@ def bounds() -> str:
 def constants() -> str:
     """The defaults of all that can be configured."""
     config = EconoServeConfig(capacity_tokens=1)
-    parts = {name: getattr(config, name) for name in ("kvc", "order", "victims", "tfs")}
+    names = ("kvc", "order", "victims", "tfs", "holding", "shedding")
+    parts = {name: getattr(config, name) for name in names}
     rows = [(f"`{name}`", _defaults(part)) for name, part in parts.items()]
     own = {"capacity_tokens", *parts}
     return table(("part", "defaults"), [*rows, ("the policy's own", _defaults(config, own))])

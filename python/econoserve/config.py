@@ -47,7 +47,10 @@ CHOICES = {
 TEXTS = ("predictor_state",)
 """Settings that are any words."""
 
-SHARES = {"kvc_reserve": False, "parked_kvc": True, "lost_damage": True}
+SHARES = {
+    **dict.fromkeys(("parked_kvc", "lost_damage"), True),
+    **dict.fromkeys(("kvc_reserve", "deferred_margin", "deferred_step", "deferred_most"), False),
+}
 """Settings that are shares, and whether the whole is one."""
 
 PROBABILITIES = ("kvc_risk", "tfs_saturation")
@@ -64,6 +67,7 @@ POSITIVE = {
     "max_queue": "requests",
     "host_gb_per_s": "GB/s",
     "drain_s": "seconds",
+    "hold_pace": "of the TPOT objective",
 }
 """Settings above 0, and their units."""
 
@@ -72,6 +76,7 @@ NOT_NEGATIVE = {
     "kvc_buffer": "tokens",
     "host_kvc_gib": "GiB",
     "check_ranks": "iterations",
+    "hold_steps": "steps",
 }
 """Settings from 0 on, and their units."""
 
@@ -87,7 +92,10 @@ class RuntimeConfig:
     policy: str = "plus"
     tfs: int | None = None
     tfs_least: int = 128
-    tfs_saturation: float = 0.9
+    tfs_saturation: float = 0.95
+    tfs_burst: float = 8.0
+    hold_steps: int = 8
+    hold_pace: float = 0.97
     predictor: str = DEFAULT
     predictor_state: str | None = None
     rl_quantile: float = 0.5
@@ -103,7 +111,10 @@ class RuntimeConfig:
     host_gb_per_s: float = 20.0
     window_ms: float = 1000.0
     best_effort_ms: float = 10_000.0
-    demoted_ms: float = 60_000.0
+    demoted_ms: float = 600_000.0
+    deferred_margin: float = 0.1
+    deferred_step: float = 0.03
+    deferred_most: float = 0.1
     starvation_ms: float = 30_000.0
     patience_ms: float = 5000.0
     lost_damage: float = 0.2
@@ -142,6 +153,7 @@ class RuntimeConfig:
         self._check("rl_quantile", 0 < self.rl_quantile <= 1, "give a probability in (0, 1]")
         for name in PROBABILITIES:
             self._check(name, 0 < getattr(self, name) < 1, "give a share between 0 and 1")
+        self._check("tfs_burst", self.tfs_burst >= 1, "give 1 or more")
         self._check("tfs_least", self.tfs_least >= 1, "give 1 token or more")
         self._check("kvc_points", self.kvc_points >= 2, "give 2 lengths or more")
         self._check("group_ratio", self.group_ratio > 1, "give a ratio above 1")
@@ -186,6 +198,7 @@ WHOLE = (
     "kvc_points",
     "kvc_lead",
     "kvc_buffer",
+    "hold_steps",
     "max_queue",
     "check_ranks",
 )
@@ -200,6 +213,10 @@ HELP = {
     "tfs_least": "Least TFS that is learned, where a chunk is not smaller.",
     "tfs_saturation": "A learned TFS reaches this share of the tokens per second of ever larger "
     "passes.",
+    "tfs_burst": "No iteration takes longer than so many times the tightest TPOT objective.",
+    "hold_steps": "Policy plus: steps for which prompts may wait to start together; 0: never.",
+    "hold_pace": "Policy plus: prompts wait while decoding is slower than this share of the "
+    "tightest TPOT objective.",
     "predictor": "What predicts response lengths.",
     "predictor_state": "File that keeps what the predictor has learned, over restarts; each of "
     "several replicas adds its number.",
@@ -222,6 +239,11 @@ HELP = {
     "window_ms": "Deadlines closer than this count as equally urgent.",
     "best_effort_ms": "Deadline assumed for requests without an SLO, from arrival.",
     "demoted_ms": "Deadline assumed for requests that lost their SLO, from arrival.",
+    "deferred_margin": "Policy plus: share of the KV cache left free by requests that lost their "
+    "SLO or step back.",
+    "deferred_step": "Policy plus: each SLO lost raises the share of requests that step back, the "
+    "largest ones, by this.",
+    "deferred_most": "Policy plus: the largest share of requests that step back.",
     "starvation_ms": "A request this long past its latest start lets nobody past it.",
     "patience_ms": "Slack at which preempting a request counts half as bad as without slack.",
     "lost_damage": "How bad it counts to preempt a request that has lost its SLO, as a share.",

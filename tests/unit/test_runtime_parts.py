@@ -4,6 +4,8 @@ import pytest
 
 from econoserve.config import RuntimeConfig
 from econoserve.core.exact import ExactLedger
+from econoserve.core.holding import HoldingConfig
+from econoserve.core.shedding import SheddingConfig
 from econoserve.core.types import IterationPlan, Launch, Preemption, Prefilled
 from econoserve.policies import POLICIES
 from econoserve.runtime.agreement import Agreement
@@ -28,12 +30,27 @@ def test_every_policy_is_built_for_the_machine(name):
 
 
 def test_settings_reach_econoserve():
-    config = RuntimeConfig(tfs=9999, kvc_risk=0.3, parked_kvc=0.5, late="reject", host_kvc_gib=1.0)
+    config = RuntimeConfig(
+        tfs=9999,
+        kvc_risk=0.3,
+        parked_kvc=0.5,
+        late="reject",
+        host_kvc_gib=1.0,
+        hold_steps=3,
+        hold_pace=0.5,
+        deferred_margin=0.2,
+        deferred_step=0.01,
+        deferred_most=0.3,
+    )
     policy = build_policy(config, MACHINE)
     assert policy.config.tfs.pinned_tokens == MACHINE.chunk_tokens
     assert policy.config.kvc.risk == 0.3
     assert policy.config.parked_fraction == 0.5
     assert policy.config.late.value == "reject"
+    assert policy.config.holding == HoldingConfig(3, 0.5)
+    assert policy.config.shedding == SheddingConfig(0.2, 0.01, 0.3)
+    learned = build_policy(RuntimeConfig(tfs_burst=2.0, tfs_saturation=0.8), MACHINE).config.tfs
+    assert (learned.tpot_burst, learned.saturation) == (2.0, 0.8)
     assert policy.config.victims.offload_s_per_token == pytest.approx(1024 / 20e9)
     assert host_tokens(config, MACHINE) == 2**20
 

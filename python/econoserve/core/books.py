@@ -44,6 +44,7 @@ class TaskState:
         response: equally likely lengths that its response still has, as predicted when it
             entered its queue; ascending.
         demoted: it lost its SLO and is best effort now.
+        deferred: it leaves KVC free for others when it starts.
         place: where it waits, while it does.
     """
 
@@ -57,6 +58,7 @@ class TaskState:
     offloaded_tokens: int = 0
     response: tuple[int, ...] = ()
     demoted: bool = False
+    deferred: bool = False
     place: Place | None = None
 
     @property

@@ -169,6 +169,20 @@ class CostModel:
         coefficients = self.coefficients_s(work.mixed)
         return float(sum(c * x for c, x in zip(coefficients, _numbers(work), strict=True)))
 
+    def base_s(self, mixed: bool, decoding: int, context_tokens: int) -> float:
+        """Time of an iteration without what its prompts add by themselves.
+
+        Args:
+            mixed: of one that has prompts, too.
+            decoding: requests that decode.
+            context_tokens: their context.
+
+        Returns:
+            Seconds.
+        """
+        fixed_s, _, _, per_request_s, per_context_s = self.coefficients_s(mixed)
+        return fixed_s + per_request_s * decoding + per_context_s * context_tokens
+
     def prefill_s(self, tokens: int) -> float:
         """Time to compute a prompt beside other work, without the iteration's fixed part.
 
@@ -190,14 +204,18 @@ class TfsConfig:
         pinned_tokens: the TFS, if it is to be a constant.
         limits_tokens: least and greatest TFS otherwise.
         saturation: share of the tokens per second of ever larger passes that is enough, in (0, 1).
+        tpot_burst: an iteration takes no longer than this many times the tightest TPOT objective,
+            at least 1. TPOT is a mean over a response, so single iterations may take longer, and
+            many small passes take more time than few large ones.
 
     Raises:
         ValueError: a value is out of range.
     """
 
     pinned_tokens: int | None = None
-    limits_tokens: tuple[int, int] = (128, 4096)
-    saturation: float = 0.9
+    limits_tokens: tuple[int, int] = (128, 8192)
+    saturation: float = 0.95
+    tpot_burst: float = 8.0
 
     def __post_init__(self) -> None:
         low, high = self.limits_tokens
@@ -205,16 +223,18 @@ class TfsConfig:
             raise ValueError(f"limits_tokens={self.limits_tokens}: give 1 <= least <= greatest")
         if not 0.0 < self.saturation < 1.0:
             raise ValueError(f"saturation={self.saturation}: give a share between 0 and 1")
+        if not self.tpot_burst >= 1:
+            raise ValueError(f"tpot_burst={self.tpot_burst}: give 1 or more")
         if self.pinned_tokens is not None and self.pinned_tokens < 1:
             raise ValueError(f"pinned_tokens={self.pinned_tokens}: give 1 or more, or None")
 
     def tokens(self, cost: CostModel, decoding: int, context_tokens: int, tpot_s: float) -> int:
         """TFS: the tokens of the next forward pass that use the device well and keep TPOT.
 
-        The largest P whose iteration takes no longer than ``tpot_s``, but not beyond the point
-        where tokens per second reach ``saturation`` of what ever larger passes would give. Which
-        prompts will be in the pass is not known yet, so the term of their context, c2, is left
-        out; and never less than the least TFS, whatever the objective.
+        The largest P whose iteration takes no longer than ``tpot_burst`` times ``tpot_s``, but not
+        beyond the point where tokens per second reach ``saturation`` of what ever larger passes
+        would give. Which prompts will be in the pass is not known yet, so the term of their
+        context, c2, is left out; and never less than the least TFS, whatever the objective.
 
         Args:
             cost: how long iterations take.
@@ -227,15 +247,16 @@ class TfsConfig:
         """
         if self.pinned_tokens is not None:
             return self.pinned_tokens
-        fixed_s, per_token_s, _, per_request_s, per_context_s = cost.coefficients_s(mixed=True)
+        per_token_s = cost.coefficients_s(mixed=True)[1]
         low, high = self.limits_tokens
-        fixed_s += per_request_s * decoding + per_context_s * context_tokens
+        fixed_s = cost.base_s(True, decoding, context_tokens)
+        limit_s = self.tpot_burst * tpot_s
         if per_token_s > 0:
             saturated = (self.saturation * fixed_s / per_token_s - decoding) / (1 - self.saturation)
-            affordable = (tpot_s - fixed_s) / per_token_s
+            affordable = (limit_s - fixed_s) / per_token_s
             prompt_tokens = max(min(saturated, affordable, high), 0)
         else:
-            prompt_tokens = high if fixed_s < tpot_s else 0
+            prompt_tokens = high if fixed_s < limit_s else 0
         return int(min(max(decoding + prompt_tokens, low), high))
 
 

@@ -33,15 +33,22 @@ class PromptFiller:
         ordering: the order of the PT queue.
         parked_fraction: share of the KVC for prompts whose response was promised nothing yet.
         starvation_s: a prompt that waited so long beyond its latest start lets nobody past it.
+        margin_tokens: KVC that deferred prompts leave free.
     """
 
     def __init__(
-        self, books: Books, ordering: Ordering, parked_fraction: float, starvation_s: float
+        self,
+        books: Books,
+        ordering: Ordering,
+        parked_fraction: float,
+        starvation_s: float,
+        margin_tokens: int = 0,
     ) -> None:
         self._books = books
         self._ledger = books.ledger
         self._ordering = ordering
         self._starvation_s = starvation_s
+        self._margin_tokens = margin_tokens
         self._parkable_tokens = parked_fraction * books.ledger.capacity_tokens
 
     def fill(self, draft: Draft, view: View, tfs_tokens: int) -> None:
@@ -149,15 +156,27 @@ class PromptFiller:
         runs_next = not behind and draft.committed < view.max_running
         # Alone, it runs whatever is kept in reserve.
         alone = draft.idle and not len(self._ledger)
-        if runs_next and prompt.done and (alone or draft.fits(taken, response)):
+        margin = self._margin(state, view)
+        if runs_next and prompt.done and (alone or draft.fits(taken + margin, response)):
             draft.admit(state, prompt, response)
-        elif runs_next and not prompt.done and (alone or draft.fits(taken + response[-1], ())):
+        elif (
+            runs_next
+            and not prompt.done
+            and (alone or draft.fits(taken + margin + response[-1], ()))
+        ):
             draft.reserve(state, prompt, response)
-        elif self._may_park(state, taken, draft):
+        elif not margin and self._may_park(state, taken, draft):
             draft.park(state, prompt, response)
         else:
             return False
         return True
+
+    def _margin(self, state: TaskState, view: View) -> int:
+        """KVC that a prompt must leave free until it is due; what it generated, it has begun."""
+        if not (state.deferred or state.demoted) or state.task.generated_tokens:
+            return 0
+        due_s = self._ordering.latest_start_s(state, generating=False)
+        return self._margin_tokens if view.now_s < due_s else 0
 
     def _may_park(self, state: TaskState, taken: int, draft: Draft) -> bool:
         """Whether a prompt may be computed although its response must wait.

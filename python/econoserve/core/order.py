@@ -56,7 +56,7 @@ class OrderConfig:
     window_s: float = 1.0
     group_ratio: float = 1.15
     best_effort_s: float = 10.0
-    demoted_s: float = 60.0
+    demoted_s: float = 600.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", choice_of("order", self.order, Order))

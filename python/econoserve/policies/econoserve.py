@@ -6,6 +6,7 @@ ablation's variants differ only in the order of the queues and the mode of the l
 constants are ours.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +17,12 @@ from econoserve.core.checks import check_capacity, choice_of
 from econoserve.core.cost import CostModel, IterationWork, TfsConfig
 from econoserve.core.draft import Draft
 from econoserve.core.filling import PromptFiller
+from econoserve.core.holding import Holding, HoldingConfig
 from econoserve.core.kvc import KvcConfig, KvcMode
 from econoserve.core.late import Late, LateWatch
 from econoserve.core.order import Order, OrderConfig, Ordering
 from econoserve.core.policy import BookedPolicy
+from econoserve.core.shedding import Shedding, SheddingConfig
 from econoserve.core.types import IterationPlan, Launch, Outcome, Task, View
 from econoserve.core.victims import VictimConfig, Victims
 
@@ -40,6 +43,8 @@ class EconoServeConfig:
         parked_fraction: share of the KVC for prompts whose response does not fit yet.
         late: what becomes of prompts that cannot keep their SLO; a ``Late`` or its value.
         starvation_s: a task that waited so long beyond its latest start lets nobody past it.
+        holding: how long prompts wait to start together.
+        shedding: who steps back in an overload.
 
     Raises:
         ValueError: a value is out of range, or of another type.
@@ -53,10 +58,19 @@ class EconoServeConfig:
     parked_fraction: float = 0.2
     late: Late = Late.DEMOTE
     starvation_s: float = 30.0
+    holding: HoldingConfig = field(default_factory=HoldingConfig)
+    shedding: SheddingConfig = field(default_factory=SheddingConfig)
 
     def __post_init__(self) -> None:
         check_capacity(self.capacity_tokens)
-        parts = {"kvc": KvcConfig, "order": OrderConfig, "victims": VictimConfig, "tfs": TfsConfig}
+        parts = {
+            "kvc": KvcConfig,
+            "order": OrderConfig,
+            "victims": VictimConfig,
+            "tfs": TfsConfig,
+            "holding": HoldingConfig,
+            "shedding": SheddingConfig,
+        }
         for name, part in parts.items():
             value = getattr(self, name)
             if not isinstance(value, part):
@@ -68,6 +82,9 @@ class EconoServeConfig:
             raise ValueError(f"starvation_s={self.starvation_s}: give 0 seconds or more")
 
 
+NEVER_HELD = HoldingConfig(steps=0, pace=math.inf)
+NEVER_DEFERRED = SheddingConfig(margin_fraction=0, step=0, most=0)
+
 VARIANTS = {
     "d": (KvcMode.EXACT, Order.ARRIVAL),
     "sd": (KvcMode.EXACT, Order.ARRIVAL_GROUPS),
@@ -75,7 +92,8 @@ VARIANTS = {
     "full": (KvcMode.NESTED, Order.URGENCY),
     "plus": (KvcMode.RISK, Order.URGENCY),
 }
-"""The ablation: decoupled queues; + time-synced groups; + ordering; + pipelining; + skyline."""
+"""The ablation: decoupled queues; + time-synced groups; + ordering; + pipelining; + all of ours,
+which is the skyline with risk, prompts that start together, and large requests that step back."""
 
 
 def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
@@ -84,7 +102,8 @@ def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
     Args:
         name: key of ``VARIANTS``.
         config: everything else; its ``kvc.mode`` and its ``order.order`` are replaced, even where
-            they were given on purpose. For another pair, make ``EconoServe`` of a configuration.
+            they were given on purpose; of all but ``plus`` ``holding`` and ``shedding``, too. For
+            another pair, make ``EconoServe`` of a configuration.
 
     Returns:
         The configuration.
@@ -93,9 +112,13 @@ def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
         KeyError: there is no such variant.
     """
     mode, order = VARIANTS[name]
-    return replace(
-        config, kvc=replace(config.kvc, mode=mode), order=replace(config.order, order=order)
-    )
+    parts = {
+        "kvc": replace(config.kvc, mode=mode),
+        "order": replace(config.order, order=order),
+    }
+    if name != "plus":
+        parts |= {"holding": NEVER_HELD, "shedding": NEVER_DEFERRED}
+    return replace(config, **parts)
 
 
 class EconoServe(BookedPolicy):
@@ -114,27 +137,42 @@ class EconoServe(BookedPolicy):
         super().__init__(Books(ledger, self.ordering.pt_place, self.ordering.gt_place))
         self.victims = Victims(config.victims, self.books, self.cost, self.ordering)
         self.late = LateWatch(config.late, self.books, self.ordering)
+        self.holding = Holding(config.holding, self.books, self.ordering, self.cost)
+        self.shedding = Shedding(config.shedding, config.capacity_tokens)
         self.prompts = PromptFiller(
-            self.books, self.ordering, config.parked_fraction, config.starvation_s
+            self.books,
+            self.ordering,
+            config.parked_fraction,
+            config.starvation_s,
+            self.shedding.margin_tokens,
         )
 
     def add(self, task: Task) -> None:
         """See ``Policy.add``."""
         super().add(task)
-        self.late.add(self.books[task.rid])
+        state = self.books[task.rid]
+        self.shedding.arrive(state)
+        self.late.add(state)
 
     def on_launch(self, plan: IterationPlan, launch: Launch) -> None:
         """See ``Policy.on_launch``."""
         super().on_launch(plan, launch)
+        self.holding.on_launch(launch)
+        for rid in plan.demote:
+            if rid in self.books:
+                self.shedding.lose(self.books[rid])
         for rid in (*plan.demote, *(part.rid for part in launch.prefilled)):
             self.late.discard(rid)
 
     def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
         """See ``Policy.on_iteration``."""
         self.cost.observe(work, elapsed_s)
+        self.holding.on_iteration(work, elapsed_s)
 
     def remove(self, rid: str, outcome: Outcome) -> None:
         """See ``Policy.remove``."""
+        if outcome is Outcome.REJECTED and rid in self.books:
+            self.shedding.lose(self.books[rid])
         super().remove(rid, outcome)
         self.late.discard(rid)
 
@@ -145,7 +183,8 @@ class EconoServe(BookedPolicy):
         self.victims.relieve(draft, view.now_s)
         self.late.handle(draft, view.now_s)
         self._resume(view, draft)
-        self.prompts.fill(draft, view, self.tfs_tokens(draft.decoding, draft.tpot_s))
+        if self.books.prefilling or not self.holding.holds(draft, view):
+            self.prompts.fill(draft, view, self.tfs_tokens(draft.decoding, draft.tpot_s))
         return draft.plan()
 
     def tfs_tokens(self, decoding: int, tpot_s: float) -> int:

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 
 from econoserve.config import RuntimeConfig
 from econoserve.core.cost import TfsConfig
+from econoserve.core.holding import HoldingConfig
 from econoserve.core.kvc import KvcConfig
 from econoserve.core.late import Late
 from econoserve.core.nested import Nesting
 from econoserve.core.order import LengthOrder, OrderConfig
 from econoserve.core.policy import BookedPolicy
+from econoserve.core.shedding import SheddingConfig
 from econoserve.core.types import Preemption
 from econoserve.core.victims import VictimConfig
 from econoserve.policies import make_policy
@@ -67,7 +69,7 @@ def _econoserve(config: RuntimeConfig, machine: Machine) -> dict[str, object]:
     chunk = machine.chunk_tokens
     if config.tfs is None:
         limits = (min(config.tfs_least, chunk), chunk)
-        tfs = TfsConfig(limits_tokens=limits, saturation=config.tfs_saturation)
+        tfs = TfsConfig(None, limits, config.tfs_saturation, config.tfs_burst)
     else:
         tfs = TfsConfig(pinned_tokens=min(config.tfs, chunk))
     moving_s = None
@@ -94,6 +96,10 @@ def _econoserve(config: RuntimeConfig, machine: Machine) -> dict[str, object]:
         "parked_fraction": config.parked_kvc,
         "late": Late(config.late),
         "starvation_s": config.starvation_ms / 1e3,
+        "holding": HoldingConfig(config.hold_steps, config.hold_pace),
+        "shedding": SheddingConfig(
+            config.deferred_margin, config.deferred_step, config.deferred_most
+        ),
     }
 
 

@@ -17,8 +17,9 @@ class OperatorTables:
     """Tables of operators, in microseconds.
 
     Attention was measured with one prompt chunk beside decodes of equal context. Several whole
-    prompts in a pass count as prompts of their mean length, weighted by tokens, one after the
-    other; requests that decode as having their mean context.
+    prompts in a pass count as prompts of their mean length, weighted by tokens: one beside the
+    decodes, the others by themselves, so that what both cost each other counts once. Requests that
+    decode count as having their mean context.
 
     Attributes:
         layers: layers of the model.
@@ -85,9 +86,9 @@ class OperatorTables:
         before = (mean_squares - work.prompt_tokens) / 2
         if before >= 0:
             return self._grid((work.prompt_tokens, before, work.decoding, context))
-        alone = self._grid((0.0, 0.0, work.decoding, context))
-        beside = self._grid((mean_squares, 0.0, work.decoding, context))
-        return alone + (beside - alone) * work.prompt_tokens / mean_squares
+        prompts = work.prompt_tokens / mean_squares
+        first = self._grid((mean_squares, 0.0, work.decoding, context))
+        return first + (prompts - 1) * self._grid((mean_squares, 0.0, 0.0, 0.0))
 
     def _grid(self, point: Sequence[float]) -> float:
         corners = [(0, 1.0)]

@@ -1,0 +1,126 @@
+"""When waiting prompts start: in each pass, or several together in one of a few.
+
+A pass that computes prompts beside decodes takes longer than the two by themselves: it may not use
+a CUDA graph, and attention over both is slower than over either. Everybody who decodes waits for
+that, once for each such pass, however many prompts are in it. So prompts are held back until the
+time that they have waited outweighs it, but for a few steps only. (Where it is not known what is
+still to come, that costs at most twice what the best hindsight would, as with the acknowledgements
+of TCP: Dooly, Goldman and Scott, JACM 2001.) All of this is ours, not the
+paper's.
+"""
+
+from dataclasses import dataclass
+from itertools import islice
+
+from econoserve.core.books import Books
+from econoserve.core.checks import check_least
+from econoserve.core.cost import CostModel, IterationWork
+from econoserve.core.draft import Draft
+from econoserve.core.order import Ordering
+from econoserve.core.types import Launch, View
+
+PROMPTS = 16
+"""Prompts that are looked at; bounds the cost."""
+
+SLACK_SHARE = 0.25
+"""Share of the time until its latest start for which a prompt may be held."""
+
+WEIGHT = 2.0
+"""A second before the first token counts as so many between tokens."""
+
+MEMORY_STEPS = 256
+"""Iterations over which the pace is averaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldingConfig:
+    """How long prompts are held; ours, not the paper's.
+
+    Attributes:
+        steps: decode steps between two passes with prompts, at most; 0: prompts never wait.
+        pace: prompts wait while the decodes' pace is slower than this share of the tightest TPOT
+            objective, although it would be kept without prompts; infinity: never.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    steps: int = 8
+    pace: float = 0.97
+
+    def __post_init__(self) -> None:
+        check_least(self, steps=0)
+        if not self.pace > 0:
+            raise ValueError(f"pace={self.pace}: give more than 0")
+
+
+class Holding:
+    """Decides whether prompts wait for another pass.
+
+    Args:
+        config: how long at most.
+        books: the live tasks.
+        ordering: knows the deadlines.
+        cost: knows what prompts cost those that decode.
+    """
+
+    def __init__(
+        self, config: HoldingConfig, books: Books, ordering: Ordering, cost: CostModel
+    ) -> None:
+        self.config = config
+        self._books = books
+        self._ordering = ordering
+        self._cost = cost
+        self._steps = config.steps
+        self._pace_s = 0.0
+
+    def on_launch(self, launch: Launch) -> None:
+        """Count the steps since prompts were in a pass.
+
+        Args:
+            launch: the iteration as launched.
+        """
+        self._steps = 0 if launch.prefilled else self._steps + 1
+
+    def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
+        """Learn the pace of the decodes.
+
+        Args:
+            work: what an iteration computed.
+            elapsed_s: how long it took.
+        """
+        if work.decoding:
+            self._pace_s += (elapsed_s - self._pace_s) / MEMORY_STEPS
+
+    def holds(self, draft: Draft, view: View) -> bool:
+        """Whether waiting prompts are not to start in this pass.
+
+        Args:
+            draft: the plan so far.
+            view: the machine now.
+
+        Returns:
+            ``True`` if they wait.
+        """
+        decoding, context_tokens = draft.decoding, self._books.ledger.decoding_tokens
+        if not decoding:
+            return False
+        step_s, mixed_s = (
+            self._cost.base_s(mixed, decoding, context_tokens) for mixed in (False, True)
+        )
+        limit_s = self.config.pace * draft.tpot_s
+        if self._pace_s > limit_s > step_s:
+            return True
+        if self._steps >= self.config.steps:
+            return False
+        lost_s = decoding * (mixed_s - step_s)
+        for state in islice(self._books.waiting, PROMPTS):
+            waited_s = view.now_s - state.task.arrival_s
+            lost_s -= WEIGHT * waited_s
+            if lost_s <= 0:
+                return False
+            if self._ordering.has_slo(state):
+                latest_s = self._ordering.latest_start_s(state, generating=False)
+                if waited_s > SLACK_SHARE * (latest_s - state.task.arrival_s):
+                    return False
+        return lost_s > 0
