@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from econoserve.core.checks import check_least
 from econoserve.core.policy import Policy
 from econoserve.core.types import (
+    CachedPrefix,
     IterationPlan,
     Launch,
     NeverFits,
@@ -19,7 +20,9 @@ from econoserve.core.types import (
     View,
 )
 from econoserve.prediction.predictor import Predictor
+from econoserve.prediction.request import fingerprint
 from econoserve.sim.pool import Live, Pool, SimulationError
+from econoserve.sim.prefix import PrefixCaching
 from econoserve.sim.records import KvcUse, RequestRecord
 from econoserve.sim.timing import IterationTime, Pass
 from econoserve.workload.trace import TraceRequest
@@ -36,6 +39,7 @@ class Machine:
         max_running: most requests in a batch.
         rows: most requests that hold KVC.
         overhead_s: time that scheduling adds to each iteration.
+        caching: what its prefix cache keeps.
 
     Raises:
         ValueError: a value is out of range.
@@ -47,6 +51,7 @@ class Machine:
     max_running: int = 256
     rows: int = 4096
     overhead_s: float = 0.0
+    caching: PrefixCaching = PrefixCaching.OFF
 
     def __post_init__(self) -> None:
         check_least(self, capacity_tokens=1, max_running=1, rows=1)
@@ -76,6 +81,9 @@ class Instance:
         self._elapsed_s = 0.0
         # KVC that was moved since the last iteration began; the next one waits for it.
         self._moved = 0
+        # Without a prefix cache, policies see that there is none, as in the engine.
+        on = machine.caching is not PrefixCaching.OFF
+        self._caching = {"cached_prefix": self._prefix, "released": self._released} if on else {}
 
     @property
     def busy(self) -> bool:
@@ -134,6 +142,7 @@ class Instance:
             used_tokens=pool.used,
             free_rows=machine.rows - pool.holders,
             max_running=machine.max_running,
+            **self._caching,
         )
         plan = self._policy.plan(view)
         launch, work, moved = self._follow(plan, now_s)
@@ -142,6 +151,7 @@ class Instance:
                 f"{type(self._policy).__name__} at {now_s:.3f} s: used_tokens={pool.used} of "
                 f"capacity_tokens={machine.capacity_tokens}: its plan needs KVC that is not free"
             )
+        pool.cache.evict(machine.capacity_tokens - pool.used)
         self._policy.on_launch(plan, launch)
         self._moved += moved
         if not launch.decoded and not launch.prefilled:
@@ -171,8 +181,9 @@ class Instance:
             self._finish(live, now_s)
         for part in launch.prefilled:
             live = self._live[part.rid]
-            live.token_s += live.held * elapsed_s
+            live.token_s += (live.held - live.cached) * elapsed_s
             if part.done:
+                self._share(live)
                 self._first_token(live, now_s)
 
     def pass_time(self, elapsed_s: float) -> None:
@@ -215,11 +226,14 @@ class Instance:
         parts, squares, squared = [], 0, 0
         for rid, tokens in plan.prefill:
             live = self._live[rid]
+            found = None if live.held else self._find(live)
+            tokens = min(tokens, live.task.prompt_tokens - live.held)
             before = live.held
             pool.take(live, tokens)
             squares += live.held**2 - before**2
             squared += tokens * live.held
-            parts.append(Prefilled(rid, tokens, 0, live.held == live.task.prompt_tokens))
+            done = live.held == live.task.prompt_tokens
+            parts.append(Prefilled(rid, tokens, before if found else 0, done, found))
         prompt_tokens = sum(part.tokens for part in parts)
         work = Pass(len(parts), prompt_tokens, squares, squared, len(decoded), pool.context)
         launch = Launch(
@@ -231,9 +245,62 @@ class Instance:
         )
         return launch, work, moved
 
+    def _blocks(self, live: Live, tokens: int) -> tuple[int, ...]:
+        """Names of a request's full blocks among its first tokens; of its response, its own."""
+        request, caching = live.request, self.machine.caching
+        blocks, whole = request.blocks, tokens // request.block_tokens
+        if caching is PrefixCaching.BLOCKS and whole > len(blocks):
+            # Others have names of 64 bits without a sign.
+            first = -(1 + fingerprint(live.task.rid))
+            blocks += tuple(first - number for number in range(whole - len(blocks)))
+        return blocks[:whole]
+
+    def _cached(self, live: Live) -> tuple[int, ...]:
+        """What a request finds in the prefix cache; a token of a prompt is always computed."""
+        blocks = self._blocks(live, live.task.prompt_tokens - 1)
+        return blocks[: self._pool.cache.found(blocks)]
+
+    def _prefix(self, rid: str) -> CachedPrefix:
+        """See ``View.cached_prefix``."""
+        live = self._live[rid]
+        blocks, block_tokens = self._cached(live), live.request.block_tokens
+        if not blocks:
+            return CachedPrefix()
+        unused = self._pool.cache.unused(blocks)
+        return CachedPrefix(len(blocks) * block_tokens, unused * block_tokens, blocks[-1])
+
+    def _released(self, rid: str) -> int:
+        """See ``View.released``."""
+        return self._pool.released(self._live[rid])
+
+    def _find(self, live: Live) -> int | None:
+        """Begin a prompt with what the prefix cache has of it; its name, if there is any."""
+        if self.machine.caching is PrefixCaching.OFF:
+            return None
+        blocks = self._cached(live)
+        if not blocks:
+            return None
+        self._pool.find(live, blocks)
+        if live.produced:
+            live.record.recomputed_tokens -= live.cached
+        else:
+            live.record.cached_tokens = live.cached
+        return blocks[-1]
+
+    def _share(self, live: Live) -> None:
+        """Put what a request computed into the prefix cache."""
+        if self.machine.caching is not PrefixCaching.OFF:
+            self._pool.share(live, self._blocks(live, live.held))
+
+    def _leave_blocks(self, live: Live) -> None:
+        """Keep what a request gives up, where the engine keeps all."""
+        if self.machine.caching is PrefixCaching.BLOCKS:
+            self._share(live)
+
     def _recompute(self, live: Live) -> None:
         """Throw a request's KVC away; what it generated is part of its prompt from now on."""
         live.record.preemptions += 1
+        self._leave_blocks(live)
         live.record.recomputed_tokens += self._pool.release(live) + live.offloaded
         live.offloaded, live.token_s = 0, 0.0
         prompt_tokens = live.request.features.prompt_tokens + live.produced
@@ -251,6 +318,7 @@ class Instance:
 
     def _finish(self, live: Live, now_s: float) -> None:
         self._pool.count_useful(live)
+        self._leave_blocks(live)
         self._pool.release(live)
         del self._live[live.task.rid]
         self._policy.remove(live.task.rid, Outcome.FINISHED)

@@ -3,9 +3,11 @@
 Owns what every request holds and how long it held it. It must not decide: it follows plans.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from econoserve.core.types import Task
+from econoserve.sim.prefix import PrefixCache
 from econoserve.sim.records import KvcUse, RequestRecord
 from econoserve.workload.trace import TraceRequest
 
@@ -28,7 +30,10 @@ class Live:
         held: KVC that it holds.
         offloaded: KVC of it in host memory.
         produced: output tokens that are out.
-        token_s: KVC that it used in forward passes, times seconds, since it last held none.
+        cached: KVC that it found in the prefix cache when it began.
+        blocks: names of the blocks that it uses in the prefix cache, all counted in ``held``.
+        token_s: KVC that it computed and used in forward passes, times seconds, since it last
+            held none.
         joined: number of the first iteration that it runs in.
         ends: number of the iteration that produces its last token, if it runs on.
         marks: the pool's sums when it joined.
@@ -40,6 +45,8 @@ class Live:
     held: int = 0
     offloaded: int = 0
     produced: int = 0
+    cached: int = 0
+    blocks: list[int] = field(default_factory=list)
     token_s: float = 0.0
     joined: int = 0
     ends: int = 0
@@ -55,8 +62,9 @@ class Pool:
         capacity_tokens: size of the KVC.
 
     Attributes:
-        used: KVC that is held.
-        context: what of it those hold that run.
+        used: KVC that is held; what several requests use counts once.
+        cache: the prefix cache, in the KVC that is not held.
+        context: what those hold that run, each its own.
         holders: requests that hold KVC.
         running: who decodes, by id, in the order of joining.
         iteration: number of the iteration that comes next, or is under way.
@@ -66,6 +74,7 @@ class Pool:
         self.capacity_tokens = capacity_tokens
         self.used = self.context = self.holders = self.iteration = 0
         self.running: dict[str, Live] = {}
+        self.cache = PrefixCache()
         self._ending: dict[int, dict[str, Live]] = {}
         # Sums over the iterations so far: of their times, and of their numbers times these.
         self._sums = (0.0, 0.0)
@@ -98,8 +107,32 @@ class Pool:
         """
         held, live.held = live.held, 0
         self.holders -= held > 0
-        self.used -= held
+        block_tokens = live.request.block_tokens
+        self.used -= held - len(live.blocks) * block_tokens
+        self.used -= self.cache.leave(live.blocks, block_tokens)
+        live.blocks, live.cached = [], 0
         return held
+
+    def find(self, live: Live, blocks: Sequence[int]) -> None:
+        """Let a request that holds nothing begin with blocks of the prefix cache.
+
+        Args:
+            live: the request.
+            blocks: their names; all are there.
+        """
+        live.blocks = list(blocks)
+        live.held = live.cached = len(blocks) * live.request.block_tokens
+        self.holders += live.held > 0
+        self.used += self.cache.use(blocks)
+
+    def share(self, live: Live, blocks: Sequence[int]) -> None:
+        """Put blocks that a request computed into the prefix cache; it goes on using them.
+
+        Args:
+            live: the request.
+            blocks: names of all its full blocks, from the first on.
+        """
+        live.blocks += self.cache.add(blocks)
 
     def join(self, live: Live) -> None:
         """Let a request run from the next iteration on.
@@ -131,7 +164,7 @@ class Pool:
             now - mark for now, mark in zip(self._sums, live.marks, strict=True)
         )
         # In iteration k it held what it held before, and k - joined + 1 tokens.
-        live.token_s += (live.held - live.joined + 1) * passed_s + numbered_s
+        live.token_s += (live.held - live.cached - live.joined + 1) * passed_s + numbered_s
         live.held += steps
         live.produced += steps
         self.context -= live.held
@@ -145,6 +178,21 @@ class Pool:
         self.used += len(self.running)
         self.context += len(self.running)
         return tuple(self.running)
+
+    def released(self, live: Live) -> int:
+        """KVC that nobody would hold any more if a request gave up its own.
+
+        Args:
+            live: the request.
+
+        Returns:
+            Tokens. While it runs, with the tokens that it took since it joined.
+        """
+        held = live.held
+        if live.task.rid in self.running:
+            held += self.iteration - live.joined
+        shared = len(live.blocks) - self.cache.alone(live.blocks)
+        return held - shared * live.request.block_tokens
 
     def pass_time(self, elapsed_s: float) -> None:
         """Count time in which the KVC is held as it is, and no iteration runs.
