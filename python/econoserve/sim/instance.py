@@ -5,6 +5,7 @@ the predictor makes on arrival and learns from when a response has ended.
 """
 
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from econoserve.core.checks import check_least
 from econoserve.core.policy import Policy
@@ -28,6 +29,15 @@ from econoserve.sim.timing import IterationTime, Pass
 from econoserve.workload.trace import TraceRequest
 
 
+class Results(Enum):
+    """When the scheduler knows of an iteration's end and of who arrived during it."""
+
+    AT_ONCE = "at-once"
+    """When it plans the next one."""
+    LATE = "late"
+    """When it plans the one after that: it plans while the GPU computes, as vLLM and SGLang do."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What an instance has.
@@ -40,6 +50,7 @@ class Machine:
         rows: most requests that hold KVC.
         overhead_s: time that scheduling adds to each iteration.
         caching: what its prefix cache keeps.
+        results: when the scheduler knows of them.
 
     Raises:
         ValueError: a value is out of range.
@@ -52,6 +63,7 @@ class Machine:
     rows: int = 4096
     overhead_s: float = 0.0
     caching: PrefixCaching = PrefixCaching.OFF
+    results: Results = Results.AT_ONCE
 
     def __post_init__(self) -> None:
         check_least(self, capacity_tokens=1, max_running=1, rows=1)
@@ -81,6 +93,9 @@ class Instance:
         self._elapsed_s = 0.0
         # KVC that was moved since the last iteration began; the next one waits for it.
         self._moved = 0
+        # What the scheduler does not know yet: who came, and who has ended.
+        self._came: list[Live] = []
+        self._gone: dict[str, Live] = {}
         # Without a prefix cache, policies see that there is none, as in the engine.
         on = machine.caching is not PrefixCaching.OFF
         self._caching = {"cached_prefix": self._prefix, "released": self._released} if on else {}
@@ -114,14 +129,11 @@ class Instance:
         self.records.append(record)
         prediction = self._predictor.predict(features)
         task = Task(rid, request.arrival_s, features.prompt_tokens, prediction, request.slo)
-        try:
-            if features.prompt_tokens + request.output_tokens > self.machine.capacity_tokens:
-                raise NeverFits.of(features.prompt_tokens, self.machine.capacity_tokens)
-            self._policy.add(task)
-        except NeverFits:
-            record.outcome, record.end_s = Outcome.REJECTED, request.arrival_s
-            return
-        self._live[rid] = Live(request, task, record)
+        live = self._live[rid] = Live(request, task, record)
+        if self.machine.results is Results.LATE and self._launched is not None:
+            self._came.append(live)
+        else:
+            self._add(live)
 
     def launch(self, now_s: float) -> float | None:
         """Plan an iteration and start it.
@@ -153,6 +165,7 @@ class Instance:
             )
         pool.cache.evict(machine.capacity_tokens - pool.used)
         self._policy.on_launch(plan, launch)
+        self._know()
         self._moved += moved
         if not launch.decoded and not launch.prefilled:
             return None
@@ -178,13 +191,15 @@ class Instance:
             on_tokens(rid, 1)
         for live in ended:
             self._pool.leave(live)
-            self._finish(live, now_s)
+            self._end(live, now_s)
         for part in launch.prefilled:
             live = self._live[part.rid]
             live.token_s += (live.held - live.cached) * elapsed_s
             if part.done:
                 self._share(live)
                 self._first_token(live, now_s)
+        if len(self._gone) == len(self._live):
+            self._know()
 
     def pass_time(self, elapsed_s: float) -> None:
         """Let time pass without an iteration.
@@ -199,6 +214,8 @@ class Instance:
         pool, moved = self._pool, 0
         parked, offloaded = [], []
         for rid, how in plan.preempt:
+            if rid in self._gone:
+                continue
             live = self._live[rid]
             if rid in pool.running:
                 pool.leave(live)
@@ -235,7 +252,9 @@ class Instance:
             done = live.held == live.task.prompt_tokens
             parts.append(Prefilled(rid, tokens, before if found else 0, done, found))
         prompt_tokens = sum(part.tokens for part in parts)
-        work = Pass(len(parts), prompt_tokens, squares, squared, len(decoded), pool.context)
+        work = Pass(
+            len(parts), prompt_tokens, squares, squared, len(decoded), pool.context, pool.longest
+        )
         launch = Launch(
             prefilled=tuple(parts),
             resumed=plan.resume,
@@ -314,14 +333,40 @@ class Instance:
         if live.record.first_token_s is None:
             live.record.first_token_s = now_s
         if live.produced == live.request.output_tokens:
-            self._finish(live, now_s)
+            self._end(live, now_s)
 
-    def _finish(self, live: Live, now_s: float) -> None:
+    def _end(self, live: Live, now_s: float) -> None:
+        live.record.outcome, live.record.end_s = Outcome.FINISHED, now_s
+        if self.machine.results is Results.LATE:
+            self._gone[live.task.rid] = live
+        else:
+            self._finish(live)
+
+    def _add(self, live: Live) -> None:
+        """Tell the policy of a request, unless it never fits."""
+        task = live.task
+        try:
+            if task.prompt_tokens + live.request.output_tokens > self.machine.capacity_tokens:
+                raise NeverFits.of(task.prompt_tokens, self.machine.capacity_tokens)
+            self._policy.add(task)
+        except NeverFits:
+            live.record.outcome, live.record.end_s = Outcome.REJECTED, task.arrival_s
+            del self._live[task.rid]
+
+    def _know(self) -> None:
+        """Let the policy know of all that happened."""
+        for live in self._gone.values():
+            self._finish(live)
+        self._gone.clear()
+        for live in self._came:
+            self._add(live)
+        self._came.clear()
+
+    def _finish(self, live: Live) -> None:
         self._pool.count_useful(live)
         self._leave_blocks(live)
         self._pool.release(live)
         del self._live[live.task.rid]
         self._policy.remove(live.task.rid, Outcome.FINISHED)
-        live.record.outcome, live.record.end_s = Outcome.FINISHED, now_s
         features, output_tokens = live.request.features, live.request.output_tokens
         self._predictor.observe(features, output_tokens, output_tokens < features.cap_tokens)

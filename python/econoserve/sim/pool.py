@@ -5,6 +5,7 @@ Owns what every request holds and how long it held it. It must not decide: it fo
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from econoserve.core.types import Task
 from econoserve.sim.prefix import PrefixCache
@@ -75,6 +76,8 @@ class Pool:
         self.used = self.context = self.holders = self.iteration = 0
         self.running: dict[str, Live] = {}
         self.cache = PrefixCache()
+        # Of who runs, the iteration at which its context would have been empty.
+        self._longest: list[tuple[int, int, str]] = []
         self._ending: dict[int, dict[str, Live]] = {}
         # Sums over the iterations so far: of their times, and of their numbers times these.
         self._sums = (0.0, 0.0)
@@ -146,6 +149,7 @@ class Pool:
         self.running[rid] = live
         self._ending.setdefault(live.ends, {})[rid] = live
         self.context += live.held
+        heappush(self._longest, (self.iteration - live.held, live.ends, rid))
 
     def leave(self, live: Live) -> None:
         """Let a request stop running between two iterations; it keeps its KVC.
@@ -168,6 +172,17 @@ class Pool:
         live.held += steps
         live.produced += steps
         self.context -= live.held
+
+    @property
+    def longest(self) -> int:
+        """The longest context of those that run, with the token of this iteration."""
+        while self._longest:
+            empty, ends, rid = self._longest[0]
+            live = self.running.get(rid)
+            if live is not None and (live.joined - live.held, live.ends) == (empty, ends):
+                return self.iteration - empty + 1
+            heappop(self._longest)
+        return 0
 
     def decode(self) -> tuple[str, ...]:
         """Give every running request the token of KVC that this iteration takes.

@@ -10,10 +10,15 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from econoserve.sim.fitted import FittedTime
 from econoserve.sim.operators import OperatorTables
 from econoserve.sim.timing import DistServeFit, IterationTime
 
-TIMES = {"distserve": DistServeFit.of, "operators": OperatorTables.of}
+TIMES = {
+    "distserve": DistServeFit.of,
+    "fitted": FittedTime.of,
+    "operators": OperatorTables.of,
+}
 """What makes a model of time from a profile's ``time``, by its ``kind``."""
 
 
