@@ -74,7 +74,7 @@ def rtx(folder: Path, gpu: str) -> dict[str, Any]:
     uneven = {name: fields["time"][name] for name in fields["time"] if name.startswith("uneven")}
     return {
         **fields,
-        "source": f"time: {len(fit.fields['tokens']) + 7} coefficients, {_said(fit)} of its "
+        "source": f"time: {len(fit.fields['tokens']) + 8} coefficients, {_said(fit)} of its "
         f"operator tables: {fields['source'].removeprefix('time: ')}",
         "time": {**fit.fields, **uneven},
     }
@@ -114,7 +114,7 @@ def h200(folder: Path) -> dict[str, Any]:
     line = tuple(point for point in TOKENS["h200"] if point <= tokens[-1])
     fit = fit_time(passes, line)
     return {
-        "source": f"time: {len(line) + 7} coefficients, {_said(fit)} of passes added up from "
+        "source": f"time: {len(line) + 8} coefficients, {_said(fit)} of passes added up from "
         "kernels: aiconfigurator 095f58a (Apache-2.0), h200_sxm, SGLang 0.5.14, bf16, shapes of "
         "Llama-3.1-8B with tensor parallelism 1. Launches, norms, sampling and CPU time are not "
         "in it; passes that decode beside prompts were not measured: decoding is assumed to cost "
@@ -159,7 +159,7 @@ def splitwise(folder: Path, gpu: str) -> dict[str, Any]:
             passes.append(Timed(work, float(row["token_time"]) / 1e3))
     fit = fit_time(passes, TOKENS["splitwise"])
     return {
-        "source": f"time: {len(TOKENS['splitwise']) + 7} coefficients, {_said(fit)} of measured "
+        "source": f"time: {len(TOKENS['splitwise']) + 8} coefficients, {_said(fit)} of measured "
         f"prefills and decodes: splitwise-sim 8f99e7d (MIT), data/perf_model.csv, Llama-2-70B on "
         f"{gpu}-80gb with tensor parallelism 8. They never computed both in one pass, for which "
         "decoding is assumed to cost what it costs alone; decodes were measured up to 64 requests "

@@ -19,7 +19,8 @@ class FittedTime:
     Times are in seconds. ``alone`` holds what a pass that only decodes costs besides its tokens:
     per request, per token of context. ``beside`` holds the same for passes with prompts: fixed,
     per prompt, per prompt token and prompt token before it (``Pass.prompt_squares``), per
-    decoding request, per token of context.
+    decoding request, per token of context, and what each token of context costs more that belongs
+    to requests beyond the first ``CROWD``.
 
     Attributes:
         tokens: numbers of tokens in a pass, ascending.
@@ -63,7 +64,7 @@ class FittedTime:
             for name in others:
                 if len(rows.get(name, at)) != len(at):
                     raise ValueError(f"{name} {rows[name]}: give one value for each of {axis}")
-        for name, length in (("alone_s", 2), ("beside_s", 5)):
+        for name, length in (("alone_s", 2), ("beside_s", 6)):
             if len(rows[name]) != length:
                 raise ValueError(f"{name} {rows[name]}: give {length} values")
         return cls(**rows)
@@ -83,7 +84,7 @@ class FittedTime:
         if not work.prompt_tokens:
             per_request, per_context = self.alone_s
             return total_s + per_request * work.decoding + per_context * context
-        fixed, per_prompt, per_square, per_request, per_context = self.beside_s
+        fixed, per_prompt, per_square, per_request, per_context, crowded = self.beside_s
         return (
             total_s
             + fixed
@@ -91,13 +92,29 @@ class FittedTime:
             + per_square * work.prompt_squares
             + per_request * work.decoding
             + per_context * context
+            + crowded * context * beyond(work.decoding)
         )
 
 
 UNEVEN = ("uneven_requests", "uneven_alone", "uneven_beside")
 """Fields that may be missing: contexts then cost as if they were equal."""
 
+CROWD = 64
+"""Beside prompts, decoding more requests takes much longer on RTX GPUs, in measured tables."""
+
 AXES = {"tokens": ("tokens_s",), "uneven_requests": ("uneven_alone", "uneven_beside")}
+
+
+def beyond(requests: int) -> float:
+    """The share of decoding requests that are beyond the first ``CROWD``.
+
+    Args:
+        requests: how many decode.
+
+    Returns:
+        A share in [0, 1).
+    """
+    return max(requests - CROWD, 0) / requests if requests else 0.0
 
 
 def along(axis: Sequence[float], values: Sequence[float], value: float) -> float:

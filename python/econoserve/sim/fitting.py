@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from econoserve.sim.fitted import FittedTime
+from econoserve.sim.fitted import FittedTime, beyond
 from econoserve.sim.timing import Pass
 
-ALONE, BESIDE = 2, 5
+ALONE, BESIDE = 2, 6
 """Coefficients of passes that only decode, and of those with prompts, besides the tokens'."""
 
 
@@ -76,9 +76,9 @@ def fit_time(timed: Sequence[Timed], tokens: Sequence[int]) -> Fit:
     alone, beside = rest[:ALONE].tolist(), rest[ALONE:].tolist()
     decodes = [bool(one.work.prompt_tokens) for one in timed if one.work.decoding]
     if all(decodes):
-        alone = beside[-ALONE:]
+        alone = beside[3:5]
     elif not any(decodes):
-        beside[-ALONE:] = alone
+        beside[3:] = [*alone, 0.0]
     fields = {
         "kind": "fitted",
         "tokens": list(tokens),
@@ -108,7 +108,9 @@ def _row(work: Pass, tokens: Sequence[int]) -> list[float]:
     decode = [work.decoding, work.context_tokens]
     if not work.prompt_tokens:
         return [1.0, *rises, *decode, *[0.0] * BESIDE]
-    return [1.0, *rises, *[0.0] * ALONE, 1.0, work.prompts, work.prompt_squares, *decode]
+    crowded = beyond(work.decoding) * work.context_tokens
+    prompts = [1.0, work.prompts, work.prompt_squares]
+    return [1.0, *rises, *[0.0] * ALONE, *prompts, *decode, crowded]
 
 
 def _not_negative(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
