@@ -1,6 +1,7 @@
 """``econoserve``: the console command.
 
-``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator.
+``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator,
+``econoserve profile`` makes profiles for it.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from econoserve import __version__, simulate
+from econoserve import __version__, profiling, simulate
 from econoserve.config import ARM_VARIABLE
 
 
@@ -188,8 +189,11 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="check SGLang's version, our patches, plug-ins and device")
     simulator = commands.add_parser("simulate", help="run scheduling policies in the simulator")
     simulate.add_arguments(simulator)
+    profiler = commands.add_parser("profile", help="make a simulator's profile of a server's log")
+    profiling.add_arguments(profiler)
     options = parser.parse_args(argv)
-    return simulate.main(options) if options.command == "simulate" else doctor()
+    run = {"simulate": simulate.main, "profile": profiling.main}
+    return run[options.command](options) if options.command in run else doctor()
 
 
 if __name__ == "__main__":

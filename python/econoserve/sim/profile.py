@@ -153,6 +153,25 @@ def read_profile(name: str, text: str) -> Profile:
     """
     try:
         fields = json.loads(text)
+    except ValueError as error:
+        raise ProfileError(f"profile {name}: {error}; see docs/simulator.md") from None
+    return profile_of(name, fields)
+
+
+def profile_of(name: str, fields: Mapping[str, Any]) -> Profile:
+    """A profile from its fields.
+
+    Args:
+        name: what to call it.
+        fields: as ``read_profile`` describes them.
+
+    Returns:
+        The profile.
+
+    Raises:
+        ProfileError: it cannot be used; names the field.
+    """
+    try:
         return Profile(
             name,
             str(fields["source"]),
