@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tabulate import tabulate
@@ -53,38 +53,65 @@ class Case:
     seed: int
 
 
-RECORDED = Case(14.0, 6000, 1)
-PREDICTED = (Case(14.0, 6000, 2), Case(20.0, 6000, 3), Case(14.0, 2500, 4))
+class Sent(NamedTuple):
+    """The requests of a run.
+
+    Attributes:
+        requests: what is measured.
+        warmup: what is sent before.
+    """
+
+    requests: list[Request]
+    warmup: list[Request]
+
+    @classmethod
+    def draw(cls, case: Case, count: int, vocabulary: Vocabulary) -> "Sent":
+        """Draw them.
+
+        Args:
+            case: what to run.
+            count: requests.
+            vocabulary: of the model.
+
+        Returns:
+            The requests; the same for equal arguments.
+        """
+        spec = WorkloadSpec(requests=count, seed=case.seed, rate_per_s=case.rate_per_s)
+        warmup = WorkloadSpec(requests=32, seed=1000 + case.seed)
+        return cls(generate(spec, vocabulary), generate(warmup, vocabulary))
+
+
+RECORDED = Case(18.0, 6000, 1)
+PREDICTED = (Case(18.0, 6000, 2), Case(12.0, 6000, 3), Case(15.0, 2500, 4))
 
 
 def measured(
-    case: Case, count: int, log: Path, vocabulary: Vocabulary, model: Path
-) -> tuple[list[Request], list[dict[str, Any]]]:
+    case: Case, sent: Sent, log: Path, vocabulary: Vocabulary, model: Path
+) -> list[dict[str, Any]]:
     """Run the engine.
 
     Args:
         case: what to run.
-        count: requests.
+        sent: what is sent.
         log: for the iterations.
         vocabulary: of the model.
         model: its folder.
 
     Returns:
-        The requests and their answers.
+        The answers.
 
     Raises:
         RunFailed: the engine failed, or an answer was not as long as it should be.
     """
-    spec = WorkloadSpec(requests=count, seed=case.seed, rate_per_s=case.rate_per_s)
-    requests = generate(spec, vocabulary)
-    warmup = generate(WorkloadSpec(requests=32, seed=1000 + case.seed), vocabulary)
     settings = {"iteration_log": str(log), "predictor": "quantile"}
-    runner = Runner(model, requests, warmup, vocabulary.eos_ids, MAX_NEW_TOKENS, settings=settings)
+    runner = Runner(
+        model, sent.requests, sent.warmup, vocabulary.eos_ids, MAX_NEW_TOKENS, settings=settings
+    )
     answers = runner.run(ECONOSERVE, case.kvc_tokens)["answers"]
     wrong = [one for one in answers if one["error"] or one["output_tokens"] != one["wanted_tokens"]]
     if wrong:
         raise RunFailed(f"{len(wrong)} answers are not as they should be: {wrong[0]}")
-    return requests, answers
+    return answers
 
 
 def figures_of(answers: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -103,13 +130,16 @@ def figures_of(answers: Sequence[dict[str, Any]]) -> dict[str, float]:
     return dict(zip(FIGURES, (len(answers) / span_s, float(jct_s.mean()), ttft_s), strict=True))
 
 
-def predicted(profile: Profile, case: Case, requests: Sequence[Request]) -> dict[str, float]:
+def predicted(
+    profile: Profile, case: Case, requests: Sequence[Request], warmup: Sequence[Request]
+) -> dict[str, float]:
     """Figures of a run in the simulator.
 
     Args:
         profile: of the engine.
         case: what to run.
         requests: what is sent.
+        warmup: what was sent before, and learned from.
 
     Returns:
         By name of ``FIGURES``.
@@ -126,6 +156,10 @@ def predicted(profile: Profile, case: Case, requests: Sequence[Request]) -> dict
     machine = Machine(case.kvc_tokens, profile.time, results=Results.LATE)
     policy = make_policy("plus", case.kvc_tokens)
     predictor = make_replay_predictor("quantile", 0.5, lambda seen: 0)
+    for one in warmup:
+        features = RequestFeatures.of_prompt(one.prompt_ids, MAX_NEW_TOKENS)
+        predictor.predict(features)
+        predictor.observe(features, one.output_tokens, True)
     instance = Instance(machine, policy, predictor)
     serve(instance, trace)
     found = summarise(instance.records, instance.use)
@@ -154,11 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="own-engine-") as folder:
             for number, case in enumerate((RECORDED, *PREDICTED)):
                 log = Path(folder) / f"{number}.jsonl"
-                requests, answers = measured(case, options.requests, log, vocabulary, model)
+                sent = Sent.draw(case, options.requests, vocabulary)
+                answers = measured(case, sent, log, vocabulary, model)
                 if profile is None:
                     fields, fit = profile_from(log)
                     profile = profile_of("own-engine", fields)
-                real, simulated = figures_of(answers), predicted(profile, case, requests)
+                real, simulated = figures_of(answers), predicted(profile, case, *sent)
                 errors = {name: simulated[name] / real[name] - 1 for name in FIGURES}
                 results.append({"real": real, "simulated": simulated, "errors": errors})
                 cells = [f"{real[name]:.4g} ({errors[name]:+.1%})" for name in FIGURES]

@@ -14,7 +14,9 @@ from typing import Any
 
 from econoserve.policies import POLICIES
 from econoserve.prediction.registry import PREDICTORS, REPLAY_PREDICTORS
+from econoserve.sim.instance import Results
 from econoserve.sim.pool import SimulationError
+from econoserve.sim.prefix import PrefixCaching
 from econoserve.sim.profile import profile_names
 from econoserve.sim.run import RunSpec, simulate
 from econoserve.workload.objectives import parse_slo
@@ -111,6 +113,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="time that scheduling adds to each iteration. Default: %(default)s",
     )
+    add(
+        "--prefix-caching",
+        choices=[one.value for one in PrefixCaching],
+        default=PrefixCaching.OFF.value,
+        help="what the prefix cache keeps, where the trace names its blocks. Default: %(default)s",
+    )
+    add(
+        "--results",
+        choices=[one.value for one in Results],
+        default=Results.AT_ONCE.value,
+        help="when the scheduler knows of an iteration's results. Default: %(default)s",
+    )
     add("--seed", type=int, default=0, metavar="S", help="of all that is drawn. Default: 0")
     add(
         "--jobs",
@@ -198,6 +212,8 @@ def _specs(options: argparse.Namespace) -> Iterator[RunSpec]:
                 capacity_tokens=options.kvc_tokens,
                 max_running=options.max_running,
                 overhead_s=options.overhead_ms / 1e3,
+                caching=PrefixCaching(options.prefix_caching),
+                results=Results(options.results),
             )
 
 

@@ -215,6 +215,8 @@ class Instance:
         parked, offloaded = [], []
         for rid, how in plan.preempt:
             if rid in self._gone:
+                # It has ended, which the policy did not know: its KVC is free now.
+                self._finish(self._gone.pop(rid))
                 continue
             live = self._live[rid]
             if rid in pool.running:
@@ -233,6 +235,8 @@ class Instance:
             live.record.outcome, live.record.end_s = Outcome.REJECTED, now_s
             self._policy.remove(rid, Outcome.REJECTED)
         for rid in plan.resume:
+            if rid in self._gone:
+                continue
             live = self._live[rid]
             if live.offloaded:
                 moved += live.offloaded
@@ -257,7 +261,7 @@ class Instance:
         )
         launch = Launch(
             prefilled=tuple(parts),
-            resumed=plan.resume,
+            resumed=tuple(rid for rid in plan.resume if rid not in self._gone),
             parked=tuple(parked),
             offloaded=tuple(offloaded),
             decoded=decoded,

@@ -11,8 +11,9 @@ from typing import Any
 from econoserve.core.checks import check_least
 from econoserve.policies import make_policy
 from econoserve.prediction.registry import make_replay_predictor
-from econoserve.sim.instance import Instance, Machine
+from econoserve.sim.instance import Instance, Machine, Results
 from econoserve.sim.pool import SimulationError
+from econoserve.sim.prefix import PrefixCaching
 from econoserve.sim.profile import Profile, load_profile
 from econoserve.sim.records import RequestRecord, summarise
 from econoserve.workload.trace import TraceRequest
@@ -46,6 +47,8 @@ class RunSpec:
         capacity_tokens: size of the KVC, if not the profile's.
         max_running: most requests in a batch.
         overhead_s: time that scheduling adds to each iteration.
+        caching: what the prefix cache keeps.
+        results: when the scheduler knows of them.
 
     Raises:
         ValueError: a value is out of range.
@@ -60,6 +63,8 @@ class RunSpec:
     capacity_tokens: int | None = None
     max_running: int = 256
     overhead_s: float = 0.0
+    caching: PrefixCaching = PrefixCaching.OFF
+    results: Results = Results.AT_ONCE
 
     def __post_init__(self) -> None:
         check_least(self, max_running=1, overhead_s=0)
@@ -129,6 +134,8 @@ def machine_of(spec: RunSpec, profile: Profile) -> Machine:
         move_s_per_token=profile.move_s_per_token,
         max_running=spec.max_running,
         overhead_s=spec.overhead_s,
+        caching=spec.caching,
+        results=spec.results,
     )
 
 
