@@ -71,7 +71,7 @@ def profile_from(log: Path) -> tuple[dict[str, Any], Fit]:
         ProfileError: the log cannot be used.
         OSError: it cannot be read.
     """
-    header, timed = _read(log)
+    header, timed = read_log(log)
     fit = _fit(timed)
     expected = FittedTime.of(fit.fields)
     kept = [one for one in timed if one.elapsed_s <= OUTLIER * expected.seconds(one.work)]
@@ -107,7 +107,19 @@ def _fit(timed: Sequence[Timed]) -> Fit:
     return fit_time(timed, [*points, max(longest, 2)])
 
 
-def _read(log: Path) -> tuple[dict[str, int], list[Timed]]:
+def read_log(log: Path) -> tuple[dict[str, int], list[Timed]]:
+    """Read a log of iterations.
+
+    Args:
+        log: its path.
+
+    Returns:
+        Its header, and what was timed, at least one iteration.
+
+    Raises:
+        ProfileError: the log cannot be used.
+        OSError: it cannot be read.
+    """
     lines = log.read_text(encoding="utf-8").splitlines()
     timed: list[Timed] = []
     number = 0
