@@ -23,6 +23,21 @@ GPUS = {
 }
 """Names in profiles, bytes of memory and of activations as in the real runs' settings, and why."""
 
+UNEVEN_REQUESTS = (2, 4, 8, 16, 32, 64, 128, 256)
+UNEVEN = {
+    "RTXPRO6000": (
+        (0.045, 0.029, 0.028, 0.003, 0.020, 0.079, 0.036, 0.011),
+        (0.955, 0.887, 0.328, 0.268, 0.104, 0.045, 0.019, 0.0),
+    ),
+    "RTX4090": (
+        (0.018, 0.048, 0.035, 0.038, 0.154, 0.077, 0.029, 0.005),
+        (0.962, 0.483, 0.334, 0.179, 0.101, 0.085, 0.008, 0.0),
+    ),
+}
+"""Decodes of uneven contexts, alone and beside prompts: how far attention lies between the time at
+their mean context and that at the longest, by requests. Least squares of relative errors over all
+rows of the same repository's ``tp1/skew.csv``; with 256 beside prompts there are none."""
+
 LAYERS, ONCE, TWICE = 32, ("embedding", "final_layernorm"), ("layernorm",)
 """Operators that run once in a pass, and twice in a layer; all others run once in a layer."""
 
@@ -130,6 +145,9 @@ def profile(folder: Path, gpu: str) -> dict:
             "sequence_us": [round(sum(op[n] for op in heads.values()), 1) for n in sequences],
             "attention_axes": AXES,
             "attention_us": attention(folder / "attention.csv"),
+            "uneven_requests": UNEVEN_REQUESTS,
+            "uneven_alone": UNEVEN[gpu][0],
+            "uneven_beside": UNEVEN[gpu][1],
         },
     }
 

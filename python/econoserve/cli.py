@@ -1,7 +1,8 @@
 """``econoserve``: the console command.
 
 ``econoserve doctor`` checks the installation, ``econoserve simulate`` runs the simulator,
-``econoserve capacity`` searches with it, and ``econoserve report`` shows what came of runs.
+``econoserve capacity`` searches with it, ``econoserve report`` shows what came of runs, and
+``econoserve profile`` makes profiles for it.
 """
 
 import argparse
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from econoserve import __version__, capacity, reporting, simulate
+from econoserve import __version__, capacity, profiling, reporting, simulate
 from econoserve.config import ARM_VARIABLE
 
 INTERRUPTED = 130
@@ -196,10 +197,13 @@ def main(argv: list[str] | None = None) -> int:
     capacity.add_arguments(searcher)
     reporter = commands.add_parser("report", help="make a page of what the simulator found")
     reporting.add_arguments(reporter)
+    profiler = commands.add_parser("profile", help="make a simulator's profile of a server's log")
+    profiling.add_arguments(profiler)
     run = {
         "simulate": simulate.main,
         "capacity": capacity.main,
         "report": reporting.main,
+        "profile": profiling.main,
     }
     options = parser.parse_args(argv)
     try:

@@ -44,7 +44,7 @@ CHOICES = {
 }
 """What settings that are words may be."""
 
-TEXTS = ("predictor_state",)
+TEXTS = ("predictor_state", "iteration_log")
 """Settings that are any words."""
 
 SHARES = {
@@ -124,6 +124,7 @@ class RuntimeConfig:
     slo_class: tuple[str, ...] = ()
     max_queue: int | None = None
     drain_s: float = 5.0
+    iteration_log: str | None = None
     check_ranks: int = 64
     check_books: bool = False
     on_error: str = "fallback"
@@ -257,6 +258,9 @@ HELP = {
     "limit.",
     "drain_s": "After SIGTERM, requests may end for so many seconds; then they are aborted and the "
     "server ends.",
+    "iteration_log": "File for what iterations compute and how long they take, from which "
+    "`econoserve profile` makes a profile for the simulator; each of several replicas adds its "
+    "number.",
     "check_ranks": "Compare the plans of all tensor-parallel ranks every so many iterations; 0: "
     "never.",
     "check_books": "Compare the ledger with SGLang's KV pool in every iteration (for tests).",

@@ -44,6 +44,7 @@ def row(run: Run, record: RequestRecord) -> dict[str, Any]:
         "met": None if record.slo == Slo() else record.met,
         "preemptions": record.preemptions,
         "recomputed_tokens": record.recomputed_tokens,
+        "cached_tokens": record.cached_tokens,
     }
 
 

@@ -125,6 +125,8 @@ def settings_of(spec: RunSpec) -> dict[str, Any]:
         "predictor": spec.predictor,
         "max_running": spec.max_running,
         "overhead_s": spec.overhead_s,
+        "prefix_caching": spec.caching.value,
+        "results": spec.results.value,
         "instances": spec.instances,
         "router": spec.router,
         "tensor": spec.tensor,

@@ -17,7 +17,9 @@ from econoserve.report.page import page
 from econoserve.report.plots import ReportError, check_matplotlib
 from econoserve.report.table import COLUMNS, cells
 from econoserve.runs import RunError, run_all
+from econoserve.sim.machine import Results
 from econoserve.sim.placement import parse_placement
+from econoserve.sim.prefix import PrefixCaching
 from econoserve.sim.profile import profile_names
 from econoserve.sim.routing import ROUTERS
 from econoserve.sim.run import DISTSERVE, LEVEL, RunSpec
@@ -174,6 +176,19 @@ def add_system_arguments(parser: argparse.ArgumentParser, required: bool) -> Non
         help="bandwidth in 10^9 bytes per second for KVC between instances, if not the profile's",
     )
     add(
+        "--prefix-caching",
+        choices=[one.value for one in PrefixCaching],
+        default=PrefixCaching.OFF.value,
+        help="what the prefix cache keeps, where the trace names its blocks. Default: %(default)s",
+    )
+    add(
+        "--results",
+        dest="known",
+        choices=[one.value for one in Results],
+        default=Results.AT_ONCE.value,
+        help="when the scheduler knows of an iteration's results. Default: %(default)s",
+    )
+    add(
         "--jobs",
         type=whole_number(1),
         metavar="J",
@@ -295,6 +310,8 @@ def spec_of(
         capacity_tokens=options.kvc_tokens,
         max_running=options.max_running,
         overhead_s=options.overhead_ms / 1e3,
+        caching=PrefixCaching(options.prefix_caching),
+        results=Results(options.known),
         series_points=series_points,
         instances=options.instances,
         router=options.router,

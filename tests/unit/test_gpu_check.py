@@ -25,6 +25,7 @@ from benchmark.gpu.profile import (
 from benchmark.gpu.results import DONE, FAILED, Results, table
 from benchmark.gpu.sizes import CPU_QUICK, CUDA_FULL, CUDA_QUICK, Device
 from econoserve.core.cost import IterationWork
+from econoserve.core.types import Slo
 from econoserve.sim.profile import ProfileError, load_profile, read_profile
 from econoserve.sim.run import RunSpec, simulate
 from econoserve.sim.timing import Pass
@@ -360,7 +361,8 @@ def test_the_profile_is_one_of_the_simulators(tmp_path):
     fields["time"]["mixed_s"] = [0.001, 0.0, 0.0, 0.0, 0.0]
     file.write_text(json.dumps(fields))
     assert load_profile(str(file), "").time.seconds(most) == pytest.approx(0.105)
-    work = WorkloadSpec("synthetic:sharegpt", rate_rps=5.0, requests=20)
+    slo = Slo(e2e_s=60.0)
+    work = WorkloadSpec("synthetic:sharegpt", rate_rps=5.0, requests=20, slo=slo)
     figures = simulate(RunSpec("plus", work, str(file), "")).figures
     assert figures["ssr"] == 1.0
     for wrong in ([0.01] * 4, [0.0] * 5, [0.01, -1e-9, 0, 0, 0]):

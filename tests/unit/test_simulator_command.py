@@ -151,6 +151,32 @@ def test_a_report_does_runs_itself_and_puts_other_settings_apart(results, tmp_pa
     assert [caption.split()[0] for caption in captions(tree)[6:]] == ["Distribution", "KVC"]
 
 
+def test_all_commands_take_prefix_caching_and_late_results(capsys, tmp_path):
+    how = ["--prefix-caching", "blocks", "--results", "late"]
+    plain = json.loads(simulated(capsys, *RUN, "--output", "json"))
+    late = json.loads(simulated(capsys, *RUN, *how, "--output", "json"))
+    assert (plain["prefix_caching"], plain["results"]) == ("off", "at-once")
+    assert (late["prefix_caching"], late["results"]) == ("blocks", "late")
+    assert late["mean_ttft_s"] > plain["mean_ttft_s"]
+    file, page = tmp_path / "plain.json", tmp_path / "page.html"
+    file.write_text(json.dumps(plain))
+    assert main(["report", str(file), *RUN, *how, "--out", str(page)]) == 0
+    words = " ".join(parsed(page).itertext())
+    assert "at-once" in words and "late" in words
+    assert len(re.findall("results known", words)) >= 2
+    search = ["--policy", "plus", *MACHINE, "--slo", "e2e=30", "--num-requests", "20"]
+    search += ["--min-duration-s", "0", "--tolerance", "0.5", *how, "--output", "json"]
+    capsys.readouterr()
+    assert main(["capacity", *search]) == 0
+    assert '"results": "late"' in capsys.readouterr().out
+
+
+def test_distserve_has_no_late_results(capsys):
+    run = ["--policy", "distserve", "--disaggregate", "prefill=1x1x1,decode=1x1x1", *RUN[2:]]
+    assert main(["simulate", *run, "--results", "late"]) == 2
+    assert "results=late: distserve has neither" in capsys.readouterr().err
+
+
 def test_simulate_prints_the_page_of_a_run(capsys, tmp_path):
     page = tmp_path / "page.html"
     page.write_text(simulated(capsys, *RUN, "--output", "html"))

@@ -133,17 +133,20 @@ class PagedPolicy(BookedPolicy):
             rest += self.in_blocks(state.task.prompt_tokens) - state.prefilled_tokens
         return view.capacity_tokens - view.used_tokens - rest
 
-    def freed_tokens(self, state: TaskState) -> int:
+    def freed_tokens(self, state: TaskState, view: View | None = None) -> int:
         """KVC that a preemption frees.
 
         Args:
             state: a task that holds KVC.
+            view: the machine now, if it is to be asked.
 
         Returns:
-            Tokens in its blocks, without a prefix from the cache, which may stay in use: too
-            few where nobody shares it.
+            Tokens in its blocks, without those that others use; where the machine does not say,
+            without a prefix from the cache, which may stay in use.
         """
-        return self.in_blocks(self.ledger.held_by(state.task.rid)) - state.cached_tokens
+        held = self.ledger.held_by(state.task.rid)
+        released = view.released(state.task.rid) if view else None
+        return self.in_blocks(held) - (state.cached_tokens if released is None else held - released)
 
     def grows(self, state: TaskState) -> bool:
         """Whether a task's next token needs a new block.
@@ -178,11 +181,12 @@ class PagedPolicy(BookedPolicy):
         """
         return self.block_tokens if self.grows(state) else 0
 
-    def decode(self, free_tokens: int) -> Decodes:
+    def decode(self, free_tokens: int, view: View | None = None) -> Decodes:
         """Let decode who came first, as far as the blocks go; the last to come gives way.
 
         Args:
             free_tokens: KVC in free blocks.
+            view: the machine now, if it is to be asked what a preemption frees.
 
         Returns:
             Who decodes and who does not. Who is alone always does.
@@ -196,7 +200,7 @@ class PagedPolicy(BookedPolicy):
             while free_tokens < asked and left:
                 victim = left.pop()
                 preempt.append((victim.task.rid, Preemption.RECOMPUTE))
-                free_tokens += self.freed_tokens(victim)
+                free_tokens += self.freed_tokens(victim, view)
             if free_tokens < asked and stay:
                 preempt.append((state.task.rid, Preemption.RECOMPUTE))
                 break
@@ -221,7 +225,7 @@ class PagedPolicy(BookedPolicy):
         Returns:
             The iteration.
         """
-        decodes = self.decode(self.free_tokens(view))
+        decodes = self.decode(self.free_tokens(view), view)
         budget -= len(decodes.stay)
         # The blocks of the prompt under way are taken already.
         parts = unfinished_prompts(self.books, budget)

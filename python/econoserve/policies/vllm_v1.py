@@ -12,8 +12,6 @@ differs:
 
 - The pool hands out tokens. Blocks are counted here: a request's last block is taken whole. A
   request that is alone may use the pool to its last token, where vLLM refuses longer contexts.
-- A preemption frees no prefix from the cache, which may stay in use. With prefix caching, what it
-  frees is therefore understated: all cached tokens count as shared.
 - The prompt under way cannot be preempted here, so it takes the blocks of all of it when it
   starts; vLLM takes them chunk by chunk. The request before it gives way in its place; the last
   that decodes keeps its KVC and waits for that prompt to end, which can then be preempted.

@@ -32,6 +32,8 @@ SETTINGS = {
     "predictor": "predictor",
     "max_running": "most running",
     "overhead_s": "scheduling, s an iteration",
+    "prefix_caching": "prefix caching",
+    "results": "results known",
     "seed": "seed",
 }
 """What runs that are shown together have in common, and its names."""

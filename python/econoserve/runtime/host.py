@@ -31,6 +31,7 @@ from econoserve.policies.econoserve import EconoServe
 from econoserve.runtime.books import assert_true_books
 from econoserve.runtime.building import Machine, build_policy
 from econoserve.runtime.feed import MetricsFeed
+from econoserve.runtime.iterations import iteration_log
 from econoserve.runtime.learning import Learner
 from econoserve.runtime.requests import Pace, Record, Records
 from econoserve.runtime.work import work_of
@@ -56,6 +57,7 @@ class PolicyHost:
         self._config = config
         self._machine = machine
         self._policy = build_policy(config, machine)
+        self._iterations = iteration_log(config, machine, self.learner.place)
         self._works: dict[int, IterationWork] = {}
         self._launches = 0
         self._pace = Pace()
@@ -243,6 +245,8 @@ class PolicyHost:
             self._policy.on_launch(plan, launch)
             if launch.prefilled or launch.decoded:
                 self._works[self._launches] = work_of(launch, self._policy)
+            if self._iterations is not None:
+                self._iterations.launched(launch, self._policy)
         self._launches += bool(launch.prefilled or launch.decoded)
 
     def _queue_is_full(self, req: Req) -> bool:

@@ -106,10 +106,10 @@ class Learner:
 
     def __init__(self, config: RuntimeConfig, place: Place | None = None) -> None:
         self._config = config
-        self._place = place or Place()
-        self._path = state_path(config, self._place.replica)
-        content = _content_of(self._path) if self._place.writes else None
-        content = self._place.agree(content)
+        self.place = place or Place()
+        self._path = state_path(config, self.place.replica)
+        content = _content_of(self._path) if self.place.writes else None
+        content = self.place.agree(content)
         self.predictor = _restored(config, self._path, content)
         if content is not None:
             logger.info("The predictor %s goes on from %s", config.predictor, self._path)
@@ -131,13 +131,13 @@ class Learner:
         """
         params, cap_tokens = req.sampling_params, req.sampling_params.max_new_tokens
         # Upstream puts the room that is left in place of a limit that is missing.
-        room_tokens = self._place.longest_tokens - len(req.origin_input_ids) - 1
+        room_tokens = self.place.longest_tokens - len(req.origin_input_ids) - 1
         return RequestFeatures.of_prompt(
             req.origin_input_ids,
             cap_tokens,
             limit_tokens=0 if cap_tokens >= room_tokens else cap_tokens,
             user=fingerprint(user_of(params.custom_params)),
-            model=fingerprint(self._place.adapter_of(req)),
+            model=fingerprint(self.place.adapter_of(req)),
             constraint=fingerprint(_constraint_of(req)),
             expected_tokens=expected_tokens_of(params.custom_params),
         )
@@ -186,7 +186,7 @@ class Learner:
             now_s: the time.
             period_s: between two writes.
         """
-        if self._path is None or not self._place.writes or not self._news:
+        if self._path is None or not self.place.writes or not self._news:
             return
         if self._saved_s is None:
             self._saved_s = now_s

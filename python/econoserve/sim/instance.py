@@ -6,11 +6,11 @@ the predictor makes on arrival and learns from when a response has ended.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from econoserve.core.checks import check_least
 from econoserve.core.policy import Policy
 from econoserve.core.types import (
+    CachedPrefix,
     IterationPlan,
     Launch,
     NeverFits,
@@ -21,39 +21,14 @@ from econoserve.core.types import (
     View,
 )
 from econoserve.prediction.predictor import Predictor
+from econoserve.prediction.request import fingerprint
+from econoserve.sim.machine import Machine, Results
 from econoserve.sim.pool import Live, Pool, SimulationError
+from econoserve.sim.prefix import PrefixCaching
 from econoserve.sim.records import KvcUse, RequestRecord
 from econoserve.sim.series import Series
-from econoserve.sim.timing import IterationTime, Pass
+from econoserve.sim.timing import Pass
 from econoserve.workload.trace import TraceRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """What an instance has.
-
-    Attributes:
-        capacity_tokens: size of the KVC.
-        time: how long iterations take.
-        move_s_per_token: time to move a token's KVC to host memory or back; the iteration waits.
-        max_running: most requests in a batch.
-        rows: most requests that hold KVC.
-        overhead_s: time that scheduling adds to each iteration.
-
-    Raises:
-        ValueError: a value is out of range.
-    """
-
-    capacity_tokens: int
-    time: IterationTime
-    move_s_per_token: float = 0.0
-    max_running: int = 256
-    rows: int = 4096
-    overhead_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_least(self, capacity_tokens=1, max_running=1, rows=1)
-        check_least(self, move_s_per_token=0, overhead_s=0)
 
 
 def unheard(rid: str, output_tokens: int | None) -> None:
@@ -94,6 +69,12 @@ class Instance:
         self._elapsed_s = 0.0
         # KVC that was moved since the last iteration began; the next one waits for it.
         self._moved = 0
+        # What the scheduler does not know yet: who came, and who has ended.
+        self._came: list[Live] = []
+        self._gone: dict[str, Live] = {}
+        # Without a prefix cache, policies see that there is none, as in the engine.
+        on = machine.caching is not PrefixCaching.OFF
+        self._caching = {"cached_prefix": self._prefix, "released": self._released} if on else {}
 
     @property
     def busy(self) -> bool:
@@ -124,15 +105,11 @@ class Instance:
         self.records.append(record)
         prediction = self._predictor.predict(features)
         task = Task(rid, request.arrival_s, features.prompt_tokens, prediction, request.slo)
-        try:
-            if features.prompt_tokens + request.output_tokens > self.machine.capacity_tokens:
-                raise NeverFits.of(features.prompt_tokens, self.machine.capacity_tokens)
-            self._policy.add(task)
-        except NeverFits:
-            record.outcome, record.end_s = Outcome.REJECTED, request.arrival_s
-            self.on_end(rid, None)
-            return
-        self._live[rid] = Live(request, task, record)
+        live = self._live[rid] = Live(request, task, record)
+        if self.machine.results is Results.LATE and self._launched is not None:
+            self._came.append(live)
+        else:
+            self._add(live)
 
     def launch(self, now_s: float) -> float | None:
         """Plan an iteration and start it.
@@ -153,6 +130,7 @@ class Instance:
             used_tokens=pool.used,
             free_rows=machine.rows - pool.holders,
             max_running=machine.max_running,
+            **self._caching,
         )
         plan = self._policy.plan(view)
         launch, work, moved = self._follow(plan, now_s)
@@ -161,7 +139,9 @@ class Instance:
                 f"{type(self._policy).__name__} at {now_s:.3f} s: used_tokens={pool.used} of "
                 f"capacity_tokens={machine.capacity_tokens}: its plan needs KVC that is not free"
             )
+        pool.cache.evict(machine.capacity_tokens - pool.used)
         self._policy.on_launch(plan, launch)
+        self._know()
         pool.backlog = len(self._live) > pool.holders
         self._moved += moved
         if not launch.decoded and not launch.prefilled:
@@ -188,12 +168,15 @@ class Instance:
         self._policy.on_step(launch.decoded)
         for live in ended:
             self._pool.leave(live)
-            self._finish(live, now_s)
+            self._end(live, now_s)
         for part in launch.prefilled:
             live = self._live[part.rid]
             self._pool.count_prompt(live, elapsed_s)
             if part.done:
+                self._share(live)
                 self._first_token(live, now_s)
+        if len(self._gone) == len(self._live):
+            self._know()
 
     def pass_time(self, elapsed_s: float) -> None:
         """Let time pass without an iteration.
@@ -209,6 +192,10 @@ class Instance:
         pool, moved = self._pool, 0
         parked, offloaded = [], []
         for rid, how in plan.preempt:
+            if rid in self._gone:
+                # It has ended, which the policy did not know: its KVC is free now.
+                self._finish(self._gone.pop(rid))
+                continue
             live = self._live[rid]
             if rid in pool.running:
                 pool.leave(live)
@@ -227,6 +214,8 @@ class Instance:
             self._policy.remove(rid, Outcome.REJECTED)
             self.on_end(rid, None)
         for rid in plan.resume:
+            if rid in self._gone:
+                continue
             live = self._live[rid]
             if live.offloaded:
                 moved += live.offloaded
@@ -237,16 +226,21 @@ class Instance:
         parts, squares, squared = [], 0, 0
         for rid, tokens in plan.prefill:
             live = self._live[rid]
+            found = None if live.held else self._find(live)
+            tokens = min(tokens, live.task.prompt_tokens - live.held)
             before = live.held
             pool.take(live, tokens)
             squares += live.held**2 - before**2
             squared += tokens * live.held
-            parts.append(Prefilled(rid, tokens, 0, live.held == live.task.prompt_tokens))
+            done = live.held == live.task.prompt_tokens
+            parts.append(Prefilled(rid, tokens, before if found else 0, done, found))
         prompt_tokens = sum(part.tokens for part in parts)
-        work = Pass(len(parts), prompt_tokens, squares, squared, len(decoded), pool.context)
+        work = Pass(
+            len(parts), prompt_tokens, squares, squared, len(decoded), pool.context, pool.longest
+        )
         launch = Launch(
             prefilled=tuple(parts),
-            resumed=plan.resume,
+            resumed=tuple(rid for rid in plan.resume if rid not in self._gone),
             parked=tuple(parked),
             offloaded=tuple(offloaded),
             decoded=decoded,
@@ -261,21 +255,74 @@ class Instance:
             limits = (live.request.slo.tpot_s for live in pool.running.values())
             tpot_s = min((limit for limit in limits if limit is not None), default=math.inf)
             tfs_tokens = target(work.decoding, tpot_s)
-        prompts = {part.rid for part in launch.prefilled}
+        prompts = [self._live[rid] for rid in {part.rid: part for part in launch.prefilled}]
         self._series.add(
             began_s,
             self._elapsed_s,
             held=pool.used,
-            used=pool.context + sum(self._live[rid].held for rid in prompts),
+            used=pool.context - pool.found + sum(live.held - live.cached for live in prompts),
             running=work.decoding,
             waiting=max(len(self._live) - pool.holders, 0),
             forward_tokens=work.prompt_tokens + work.decoding,
             tfs_tokens=tfs_tokens,
         )
 
+    def _blocks(self, live: Live, tokens: int) -> tuple[int, ...]:
+        """Names of a request's full blocks among its first tokens; of its response, its own."""
+        request, caching = live.request, self.machine.caching
+        blocks, whole = request.blocks, tokens // request.block_tokens
+        if caching is PrefixCaching.BLOCKS and whole > len(blocks):
+            # Others have names of 64 bits without a sign.
+            first = -(1 + fingerprint(live.task.rid))
+            blocks += tuple(first - number for number in range(whole - len(blocks)))
+        return blocks[:whole]
+
+    def _cached(self, live: Live) -> tuple[int, ...]:
+        """What a request finds in the prefix cache; a token of a prompt is always computed."""
+        blocks = self._blocks(live, live.task.prompt_tokens - 1)
+        return blocks[: self._pool.cache.found(blocks)]
+
+    def _prefix(self, rid: str) -> CachedPrefix:
+        """See ``View.cached_prefix``."""
+        live = self._live[rid]
+        blocks, block_tokens = self._cached(live), live.request.block_tokens
+        if not blocks:
+            return CachedPrefix()
+        unused = self._pool.cache.unused(blocks)
+        return CachedPrefix(len(blocks) * block_tokens, unused * block_tokens, blocks[-1])
+
+    def _released(self, rid: str) -> int:
+        """See ``View.released``."""
+        return self._pool.released(self._live[rid])
+
+    def _find(self, live: Live) -> int | None:
+        """Begin a prompt with what the prefix cache has of it; its name, if there is any."""
+        if self.machine.caching is PrefixCaching.OFF:
+            return None
+        blocks = self._cached(live)
+        if not blocks:
+            return None
+        self._pool.find(live, blocks)
+        if live.produced:
+            live.record.recomputed_tokens -= live.cached
+        else:
+            live.record.cached_tokens = live.cached
+        return blocks[-1]
+
+    def _share(self, live: Live) -> None:
+        """Put what a request computed into the prefix cache."""
+        if self.machine.caching is not PrefixCaching.OFF:
+            self._pool.share(live, self._blocks(live, live.held))
+
+    def _leave_blocks(self, live: Live) -> None:
+        """Keep what a request gives up, where the engine keeps all."""
+        if self.machine.caching is PrefixCaching.BLOCKS:
+            self._share(live)
+
     def _recompute(self, live: Live) -> None:
         """Throw a request's KVC away; what it generated is part of its prompt from now on."""
         live.record.preemptions += 1
+        self._leave_blocks(live)
         live.record.recomputed_tokens += self._pool.release(live) + live.offloaded
         live.offloaded, live.token_s, live.backlog_token_s = 0, 0.0, 0.0
         prompt_tokens = live.request.features.prompt_tokens + live.produced
@@ -289,14 +336,42 @@ class Instance:
         if live.record.first_token_s is None:
             live.record.first_token_s = now_s
         if live.produced == live.request.output_tokens:
-            self._finish(live, now_s)
+            self._end(live, now_s)
 
-    def _finish(self, live: Live, now_s: float) -> None:
+    def _end(self, live: Live, now_s: float) -> None:
+        live.record.outcome, live.record.end_s = Outcome.FINISHED, now_s
+        if self.machine.results is Results.LATE:
+            self._gone[live.task.rid] = live
+        else:
+            self._finish(live)
+
+    def _add(self, live: Live) -> None:
+        """Tell the policy of a request, unless it never fits."""
+        task = live.task
+        try:
+            if task.prompt_tokens + live.request.output_tokens > self.machine.capacity_tokens:
+                raise NeverFits.of(task.prompt_tokens, self.machine.capacity_tokens)
+            self._policy.add(task)
+        except NeverFits:
+            live.record.outcome, live.record.end_s = Outcome.REJECTED, task.arrival_s
+            del self._live[task.rid]
+            self.on_end(task.rid, None)
+
+    def _know(self) -> None:
+        """Let the policy know of all that happened."""
+        for live in self._gone.values():
+            self._finish(live)
+        self._gone.clear()
+        for live in self._came:
+            self._add(live)
+        self._came.clear()
+
+    def _finish(self, live: Live) -> None:
         self._pool.count_useful(live)
+        self._leave_blocks(live)
         self._pool.release(live)
         del self._live[live.task.rid]
         self._policy.remove(live.task.rid, Outcome.FINISHED)
-        live.record.outcome, live.record.end_s = Outcome.FINISHED, now_s
         features, output_tokens = live.request.features, live.request.output_tokens
         self._predictor.observe(features, output_tokens, output_tokens < features.cap_tokens)
         self.on_end(live.task.rid, output_tokens)

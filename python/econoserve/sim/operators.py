@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from econoserve.sim.fitted import UNEVEN, along
 from econoserve.sim.timing import Pass
 
 
@@ -30,6 +31,10 @@ class OperatorTables:
         sequence_us: time of the output layer and of sampling.
         attention_axes: prompt tokens, their context before, decoding requests, context of each.
         attention_us: time of attention in a layer, in the order of the axes' product.
+        uneven_requests: numbers of decoding requests for what follows, ascending.
+        uneven_alone: if their contexts differ, how far attention lies between its time at their
+            mean context and that at the longest; where nothing but decodes is in the pass.
+        uneven_beside: the same beside prompts.
     """
 
     layers: int
@@ -40,6 +45,9 @@ class OperatorTables:
     sequence_us: tuple[float, ...]
     attention_axes: tuple[tuple[float, ...], ...]
     attention_us: tuple[float, ...]
+    uneven_requests: tuple[float, ...] = (1.0, 2.0)
+    uneven_alone: tuple[float, ...] = (0.0, 0.0)
+    uneven_beside: tuple[float, ...] = (0.0, 0.0)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "OperatorTables":
@@ -55,6 +63,7 @@ class OperatorTables:
             KeyError, TypeError, ValueError: a field is missing or of another form.
         """
         names = ("tokens", "layer_us", "once_us", "sequences", "sequence_us")
+        names += tuple(name for name in UNEVEN if name in fields)
         rows = {name: tuple(float(value) for value in fields[name]) for name in names}
         axes = tuple(tuple(float(value) for value in axis) for axis in fields["attention_axes"])
         size = 1
@@ -73,13 +82,22 @@ class OperatorTables:
         tokens = work.prompt_tokens + work.decoding
         if not tokens:
             return 0.0
-        layer_us = _along(self.tokens, self.layer_us, tokens) + self._attention(work)
-        once_us = _along(self.tokens, self.once_us, tokens)
-        once_us += _along(self.sequences, self.sequence_us, work.prompts + work.decoding)
+        layer_us = along(self.tokens, self.layer_us, tokens) + self._attention(work)
+        once_us = along(self.tokens, self.once_us, tokens)
+        once_us += along(self.sequences, self.sequence_us, work.prompts + work.decoding)
         return (self.layers * layer_us + once_us) / 1e6
 
     def _attention(self, work: Pass) -> float:
         context = work.context_tokens / work.decoding if work.decoding else 0.0
+        equal = self._equal(work, context)
+        if work.longest_tokens <= context:
+            return equal
+        shares = self.uneven_beside if work.prompt_tokens else self.uneven_alone
+        share = along(self.uneven_requests, shares, min(work.decoding, self.uneven_requests[-1]))
+        return equal + share * max(self._equal(work, work.longest_tokens) - equal, 0.0)
+
+    def _equal(self, work: Pass, context: float) -> float:
+        """Attention where all decode with the same context."""
         if not work.prompt_tokens:
             return self._grid((0.0, 0.0, work.decoding, context))
         mean_squares = work.prompt_squares / work.prompt_tokens
@@ -108,8 +126,3 @@ def _place(axis: Sequence[float], value: float) -> tuple[int, float]:
     """The interval of a value, and how far into it the value lies; above 1 beyond the last."""
     low = min(max(bisect_right(axis, value) - 1, 0), len(axis) - 2)
     return low, max((value - axis[low]) / (axis[low + 1] - axis[low]), 0.0)
-
-
-def _along(axis: Sequence[float], values: Sequence[float], value: float) -> float:
-    low, share = _place(axis, value)
-    return values[low] + (values[low + 1] - values[low]) * share

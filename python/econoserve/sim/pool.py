@@ -3,9 +3,12 @@
 Owns what every request holds and how long it held it. It must not decide: it follows plans.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 from econoserve.core.types import Task
+from econoserve.sim.prefix import PrefixCache
 from econoserve.sim.records import KvcUse, RequestRecord
 from econoserve.workload.trace import TraceRequest
 
@@ -28,7 +31,10 @@ class Live:
         held: KVC that it holds.
         offloaded: KVC of it in host memory.
         produced: output tokens that are out.
-        token_s: KVC that it used in forward passes, times seconds, since it last held none.
+        cached: KVC that it found in the prefix cache when it began.
+        blocks: names of the blocks that it uses in the prefix cache, all counted in ``held``.
+        token_s: KVC that it computed and used in forward passes, times seconds, since it last
+            held none.
         backlog_token_s: what of it was in a backlog.
         joined: number of the first iteration that it runs in.
         ends: number of the iteration that produces its last token, if it runs on.
@@ -41,6 +47,8 @@ class Live:
     held: int = 0
     offloaded: int = 0
     produced: int = 0
+    cached: int = 0
+    blocks: list[int] = field(default_factory=list)
     token_s: float = 0.0
     backlog_token_s: float = 0.0
     joined: int = 0
@@ -57,8 +65,10 @@ class Pool:
         capacity_tokens: size of the KVC.
 
     Attributes:
-        used: KVC that is held.
-        context: what of it those hold that run.
+        used: KVC that is held; what several requests use counts once.
+        cache: the prefix cache, in the KVC that is not held.
+        context: what those hold that run, each its own.
+        found: what of that they found in the prefix cache.
         holders: requests that hold KVC.
         running: who decodes, by id, in the order of joining.
         iteration: number of the iteration that comes next, or is under way.
@@ -68,10 +78,13 @@ class Pool:
 
     def __init__(self, capacity_tokens: int) -> None:
         self.capacity_tokens = capacity_tokens
-        self.used = self.context = self.holders = self.iteration = 0
+        self.used = self.context = self.found = self.holders = self.iteration = 0
         self.forward_tokens = 0
         self.backlog = False
         self.running: dict[str, Live] = {}
+        self.cache = PrefixCache()
+        # Of who runs, the iteration at which its context would have been empty.
+        self._longest: list[tuple[int, int, str]] = []
         self._ending: dict[int, dict[str, Live]] = {}
         # Sums over the iterations so far: of their times, and of their numbers times these; then
         # the same over those in a backlog.
@@ -115,8 +128,32 @@ class Pool:
         """
         held, live.held = live.held, 0
         self.holders -= held > 0
-        self.used -= held
+        block_tokens = live.request.block_tokens
+        self.used -= held - len(live.blocks) * block_tokens
+        self.used -= self.cache.leave(live.blocks, block_tokens)
+        live.blocks, live.cached = [], 0
         return held
+
+    def find(self, live: Live, blocks: Sequence[int]) -> None:
+        """Let a request that holds nothing begin with blocks of the prefix cache.
+
+        Args:
+            live: the request.
+            blocks: their names; all are there.
+        """
+        live.blocks = list(blocks)
+        live.held = live.cached = len(blocks) * live.request.block_tokens
+        self.holders += live.held > 0
+        self.used += self.cache.use(blocks)
+
+    def share(self, live: Live, blocks: Sequence[int]) -> None:
+        """Put blocks that a request computed into the prefix cache; it goes on using them.
+
+        Args:
+            live: the request.
+            blocks: names of all its full blocks, from the first on.
+        """
+        live.blocks += self.cache.add(blocks)
 
     def join(self, live: Live) -> None:
         """Let a request run from the next iteration on.
@@ -130,6 +167,8 @@ class Pool:
         self.running[rid] = live
         self._ending.setdefault(live.ends, {})[rid] = live
         self.context += live.held
+        self.found += live.cached
+        heappush(self._longest, (self.iteration - live.held, live.ends, rid))
 
     def leave(self, live: Live) -> None:
         """Let a request stop running between two iterations; it keeps its KVC.
@@ -146,12 +185,24 @@ class Pool:
         steps = self.iteration - live.joined
         now, mark = self._sums, live.marks
         # In iteration k it held what it held before, and k - joined + 1 tokens.
-        held = live.held - live.joined + 1
+        held = live.held - live.cached - live.joined + 1
         live.token_s += held * (now[0] - mark[0]) + (now[1] - mark[1])
         live.backlog_token_s += held * (now[2] - mark[2]) + (now[3] - mark[3])
         live.held += steps
         live.produced += steps
         self.context -= live.held
+        self.found -= live.cached
+
+    @property
+    def longest(self) -> int:
+        """The longest context of those that run, with the token of this iteration."""
+        while self._longest:
+            empty, ends, rid = self._longest[0]
+            live = self.running.get(rid)
+            if live is not None and (live.joined - live.held, live.ends) == (empty, ends):
+                return self.iteration - empty + 1
+            heappop(self._longest)
+        return 0
 
     def decode(self) -> tuple[str, ...]:
         """Give every running request the token of KVC that this iteration takes.
@@ -162,6 +213,21 @@ class Pool:
         self.used += len(self.running)
         self.context += len(self.running)
         return tuple(self.running)
+
+    def released(self, live: Live) -> int:
+        """KVC that nobody would hold any more if a request gave up its own.
+
+        Args:
+            live: the request.
+
+        Returns:
+            Tokens. While it runs, with the tokens that it took since it joined.
+        """
+        held = live.held
+        if live.task.rid in self.running:
+            held += self.iteration - live.joined
+        shared = len(live.blocks) - self.cache.alone(live.blocks)
+        return held - shared * live.request.block_tokens
 
     def pass_time(self, elapsed_s: float) -> None:
         """Count time in which the KVC is held as it is, and no iteration runs.
@@ -202,7 +268,7 @@ class Pool:
             live: a request that does not run.
             elapsed_s: how long the iteration took.
         """
-        used = live.held * elapsed_s
+        used = (live.held - live.cached) * elapsed_s
         live.token_s += used
         if self.backlog:
             live.backlog_token_s += used

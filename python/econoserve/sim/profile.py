@@ -10,12 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from econoserve.sim.fitted import FittedTime
 from econoserve.sim.operators import OperatorTables
 from econoserve.sim.regimes import TwoRegimes
 from econoserve.sim.timing import DistServeFit, IterationTime
 
 TIMES = {
     "distserve": DistServeFit.of,
+    "fitted": FittedTime.of,
     "operators": OperatorTables.of,
     "regimes": TwoRegimes.of,
 }
@@ -190,6 +192,25 @@ def read_profile(name: str, text: str) -> Profile:
     """
     try:
         fields = json.loads(text)
+    except ValueError as error:
+        raise ProfileError(f"profile {name}: {error}; see docs/simulator.md") from None
+    return profile_of(name, fields)
+
+
+def profile_of(name: str, fields: Mapping[str, Any]) -> Profile:
+    """A profile from its fields.
+
+    Args:
+        name: what to call it.
+        fields: as ``read_profile`` describes them.
+
+    Returns:
+        The profile.
+
+    Raises:
+        ProfileError: it cannot be used; names the field.
+    """
+    try:
         return Profile(
             name,
             str(fields["source"]),

@@ -30,6 +30,7 @@ class RequestRecord:
         end_s: when its last token was out, or it was refused.
         preemptions: how often it gave up its KVC or moved it to host memory.
         recomputed_tokens: KVC that it threw away and computed again.
+        cached_tokens: what of its prompt it found in the prefix cache at first.
     """
 
     rid: str
@@ -42,6 +43,7 @@ class RequestRecord:
     end_s: float | None = None
     preemptions: int = 0
     recomputed_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def ttft_s(self) -> float:
@@ -90,8 +92,9 @@ class KvcUse:
 
     Attributes:
         held: KVC that was held.
-        useful: what of it belonged to requests in the forward pass, whose KVC was not thrown away
-            later: neither parked, nor computed in vain.
+        useful: what of it requests in the forward pass had computed, if it was not thrown away
+            later: neither parked, nor computed in vain. What was found in the prefix cache counts
+            for who computed it.
         offered: the whole KVC.
         useful_in_backlog: as ``useful``, over the iterations during which requests waited that
             held no KVC.
@@ -155,6 +158,7 @@ def summarise(records: Sequence[RequestRecord], use: KvcUse) -> dict[str, Any]:
         "mean_normalised_latency_s": _mean(per_token_s),
         "preemptions": sum(record.preemptions for record in records),
         "recomputed_tokens": sum(record.recomputed_tokens for record in records),
+        "cached_tokens": sum(record.cached_tokens for record in records),
         "kvc_utilisation": _share(use.held, use.offered),
         "kvc_useful_utilisation": _share(use.useful, use.offered),
         "kvc_useful_utilisation_backlog": (

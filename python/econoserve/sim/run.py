@@ -16,8 +16,10 @@ from econoserve.prediction.predictor import Predictor
 from econoserve.prediction.registry import make_replay_predictor
 from econoserve.sim.cluster import Clock, Cluster, Watch, nothing, run_events
 from econoserve.sim.disaggregated import Disaggregated
-from econoserve.sim.instance import Instance, Machine
+from econoserve.sim.instance import Instance
+from econoserve.sim.machine import Machine, Results
 from econoserve.sim.placement import Phase, Placement
+from econoserve.sim.prefix import PrefixCaching
 from econoserve.sim.profile import Profile, load_profile
 from econoserve.sim.records import RequestRecord, summarise
 from econoserve.sim.routing import RoundRobin, make_router
@@ -56,6 +58,8 @@ class RunSpec:
         tensor: GPUs that share each layer, if not as many as the profile has.
         placement: where prefills and decodes run, for ``distserve``.
         link_bytes_per_s: bandwidth for KVC between instances, if not the profile's.
+        caching: what the prefix cache keeps.
+        results: when the scheduler knows of them.
 
     Raises:
         ValueError: a value is out of range.
@@ -76,6 +80,8 @@ class RunSpec:
     tensor: int | None = None
     placement: Placement | None = None
     link_bytes_per_s: float | None = None
+    caching: PrefixCaching = PrefixCaching.OFF
+    results: Results = Results.AT_ONCE
 
     def __post_init__(self) -> None:
         check_least(self, max_running=1, overhead_s=0, instances=1, series_points=0)
@@ -90,6 +96,12 @@ class RunSpec:
             )
         if self.placement is not None and self.tensor is not None:
             raise ValueError(f"tensor={self.tensor}: the placement states it, so leave it out")
+        plain = self.caching is PrefixCaching.OFF and self.results is Results.AT_ONCE
+        if self.placement is not None and not plain:
+            raise ValueError(
+                f"caching={self.caching.value}, results={self.results.value}: {DISTSERVE} has "
+                "neither a prefix cache nor late results; leave them out"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +224,8 @@ def machine_of(spec: RunSpec, profile: Profile) -> Machine:
         move_s_per_token=profile.move_s_per_token,
         max_running=spec.max_running,
         overhead_s=spec.overhead_s,
+        caching=spec.caching,
+        results=spec.results,
     )
 
 

@@ -23,6 +23,7 @@ class Pass:
         prefill_squared: as in ``IterationWork``, which the policies are told.
         decoding: requests that decode.
         context_tokens: their context, with the token that they take now.
+        longest_tokens: the longest context among them; 0 stands for equal ones.
     """
 
     prompts: int = 0
@@ -31,6 +32,7 @@ class Pass:
     prefill_squared: int = 0
     decoding: int = 0
     context_tokens: int = 0
+    longest_tokens: int = 0
 
     def work(self) -> IterationWork:
         """The pass as a policy learns of it.

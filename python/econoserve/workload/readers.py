@@ -6,14 +6,14 @@ arrivals (``workload.arrivals``).
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from econoserve.prediction.request import CUTS, RequestFeatures, mixed
+from econoserve.prediction.request import CUTS, RequestFeatures, fingerprint, mixed
 from econoserve.workload.trace import CAP_TOKENS, TraceError, TraceRequest, from_zero
 
 COLUMNS = (
@@ -37,6 +37,11 @@ TICK_S = 3.0
 """Mooncake's time stamps are rounded to ticks of about 3 s; arrivals are spread within theirs."""
 
 MOONCAKE_SEED = 7
+
+MOONCAKE_BLOCK_TOKENS = 512
+
+BLOCK_TOKENS = 16
+"""Block of the prefix cache where a trace has the prompts themselves; vLLM's size."""
 
 
 def read_csv(path: Path, limit: int | None = None) -> list[TraceRequest]:
@@ -127,7 +132,12 @@ def _mooncake(place: str, row: dict[str, Any], draw: np.random.Generator) -> Tra
     blocks = row.get("hash_ids", [])
     if not isinstance(blocks, list) or not all(isinstance(block, int) for block in blocks):
         raise TraceError(f"{place}: hash_ids={blocks!r}; give a list of whole numbers")
-    return TraceRequest(at_s, RequestFeatures(prompt, CAP_TOKENS, _hashes(blocks, prompt)), output)
+    names = _chain(blocks)
+    features = RequestFeatures(prompt, CAP_TOKENS, _hashes(names, prompt))
+    whole = prompt // MOONCAKE_BLOCK_TOKENS
+    return TraceRequest(
+        at_s, features, output, blocks=names[:whole], block_tokens=MOONCAKE_BLOCK_TOKENS
+    )
 
 
 def _servingsim(place: str, row: dict[str, Any]) -> TraceRequest:
@@ -137,15 +147,24 @@ def _servingsim(place: str, row: dict[str, Any]) -> TraceRequest:
     ids = row.get("input_tok_ids")
     if ids is None or len(ids) != prompt:
         return TraceRequest(at_s, RequestFeatures(prompt, CAP_TOKENS), output)
-    return TraceRequest(at_s, RequestFeatures.of_prompt(ids, CAP_TOKENS), output)
+    features = RequestFeatures.of_prompt(ids, CAP_TOKENS)
+    whole = (ids[end - BLOCK_TOKENS : end] for end in range(BLOCK_TOKENS, prompt + 1, BLOCK_TOKENS))
+    blocks = _chain(fingerprint(",".join(map(str, block))) for block in whole)
+    return TraceRequest(at_s, features, output, blocks=blocks, block_tokens=BLOCK_TOKENS)
 
 
-def _hashes(blocks: list[int], prompt_tokens: int) -> tuple[int, ...]:
-    """Hashes at those of our cut points that are ends of blocks."""
-    chain, ends = 0, {}
+def _chain(blocks: Iterable[int]) -> tuple[int, ...]:
+    """A name for each block that stands for those before it, too."""
+    chain, names = 0, []
     for number, block in enumerate(blocks, start=1):
         chain = mixed(block + 1, chain + number)
-        ends[512 * number] = chain
+        names.append(chain)
+    return tuple(names)
+
+
+def _hashes(names: tuple[int, ...], prompt_tokens: int) -> tuple[int, ...]:
+    """Hashes at those of our cut points that are ends of blocks."""
+    ends = {MOONCAKE_BLOCK_TOKENS * number: name for number, name in enumerate(names, start=1)}
     return tuple(ends[cut] for cut in CUTS if cut in ends and cut <= prompt_tokens)
 
 

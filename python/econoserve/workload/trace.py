@@ -24,6 +24,9 @@ class TraceRequest:
         output_tokens: the length of its response.
         context: what its length was drawn from, where that is known. No predictor sees it.
         slo: its objectives.
+        blocks: names of the prompt's full blocks, each standing for all of the prompt up to its
+            end, so that prompts share the blocks whose names are equal; none where not known.
+        block_tokens: size of a block.
     """
 
     arrival_s: float
@@ -31,6 +34,8 @@ class TraceRequest:
     output_tokens: int
     context: Hashable = None
     slo: Slo = field(default_factory=Slo)
+    blocks: tuple[int, ...] = ()
+    block_tokens: int = 16
 
 
 def from_zero(requests: Iterable[TraceRequest]) -> list[TraceRequest]:
