@@ -1,0 +1,1 @@
+"""The paper's claims on trial, in the simulator: ``python -m benchmark.paper``."""
