@@ -14,8 +14,8 @@ from econoserve.workload.workload import SYNTHETIC, WorkloadSpec
 ATTAIN = 0.9
 """Share of requests that has to meet its SLO: DistServe's."""
 
-PREDICTED, EXACT = "quantile", "oracle"
-"""The default predictor, and exact lengths."""
+PREDICTED, EXACT = "prefix-tree", "oracle"
+"""The server's default predictor, and exact lengths."""
 
 PEERS = ("vllm_v1", "past_future", "sglang", "sarathi")
 """Today's competition."""

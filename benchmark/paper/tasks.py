@@ -6,6 +6,7 @@ Owns how a task is described in the store, and what doing it means.
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from functools import cached_property
 from typing import Any
 
@@ -169,4 +170,4 @@ def _plain(value: Any) -> Any:
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    return value
+    return value.value if isinstance(value, Enum) else value
