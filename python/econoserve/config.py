@@ -216,8 +216,8 @@ HELP = {
     "passes.",
     "tfs_burst": "No iteration takes longer than so many times the tightest TPOT objective.",
     "hold_steps": "Policy plus: steps for which prompts may wait to start together; 0: never.",
-    "hold_pace": "Policy plus: prompts wait while decoding is slower than this share of the "
-    "tightest TPOT objective.",
+    "hold_pace": "Policy plus: prompts wait longer, up to 64 steps, while decoding is slower than "
+    "this share of the tightest TPOT objective.",
     "predictor": "What predicts response lengths.",
     "predictor_state": "File that keeps what the predictor has learned, over restarts; each of "
     "several replicas adds its number.",
@@ -243,7 +243,7 @@ HELP = {
     "deferred_margin": "Policy plus: share of the KV cache left free by requests that lost their "
     "SLO or step back.",
     "deferred_step": "Policy plus: each SLO lost raises the share of requests that step back, the "
-    "largest ones, by this.",
+    "largest ones, by this; not with --econoserve-late serve, which finds nobody late.",
     "deferred_most": "Policy plus: the largest share of requests that step back.",
     "starvation_ms": "A request this long past its latest start lets nobody past it.",
     "patience_ms": "Slack at which preempting a request counts half as bad as without slack.",

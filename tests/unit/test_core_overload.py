@@ -1,13 +1,15 @@
 """Prompts that start together, and large requests that step back: by hand, and in the simulator."""
 
-import math
+import pickle
 from dataclasses import replace
 
 import pytest
 
 from econoserve.core.cost import CostModel, IterationWork, TfsConfig
-from econoserve.core.holding import HoldingConfig
+from econoserve.core.holding import SLOW_STEPS, HoldingConfig
+from econoserve.core.late import Late
 from econoserve.core.lengths import LengthPrediction
+from econoserve.core.order import OrderConfig
 from econoserve.core.shedding import Shedding, SheddingConfig, demand_of
 from econoserve.core.types import IterationPlan, Launch, Outcome, Prefilled, Slo, Task, View
 from econoserve.policies.econoserve import EconoServe, EconoServeConfig
@@ -95,7 +97,7 @@ def test_a_prompt_with_little_time_is_not_held():
     [
         serving(running=0),
         serving(mixed_s=STEP_S),
-        serving(holding=HoldingConfig(steps=0, pace=math.inf)),
+        serving(holding=HoldingConfig(steps=0)),
     ],
     ids=["nobody decodes", "mixed iterations cost no more", "off"],
 )
@@ -104,21 +106,61 @@ def test_a_prompt_is_not_held_where_that_saves_nothing(policy):
     assert started(policy, 1.0) == ["new"]
 
 
-def test_prompts_wait_while_the_decodes_are_too_slow_for_their_objective():
-    def slowed(tpot_s):
-        policy = serving(slo=Slo(tpot_s=tpot_s), holding=HoldingConfig(steps=0))
-        for _ in range(2000):
-            policy.on_iteration(IterationWork(prefill_tokens=12, decoding=5), MIXED_S)
-        come(policy, "new", 1.0)
-        return policy
+def slowed(tpot_s, alone_s=STEP_S):
+    """A policy whose decodes have had a pace of 20 ms, and a prompt."""
+    policy = serving(slo=Slo(tpot_s=tpot_s), holding=HoldingConfig(steps=1))
+    for _ in range(1000):
+        policy.on_iteration(IterationWork(prefill_tokens=12, decoding=5), MIXED_S)
+        policy.on_iteration(IterationWork(decoding=5), alone_s)
+    come(policy, "new", 1.0)
+    return policy
 
-    policy = slowed(0.020)
+
+def test_prompts_wait_while_the_decodes_are_too_slow_for_their_objective():
+    policy = slowed(0.018)
     assert started(policy, 9.0) == []
     for _ in range(500):
         policy.on_iteration(IterationWork(decoding=5), STEP_S)
     assert started(policy, 9.0) == ["new"]
-    # What the decodes could not keep by themselves does not stop the prompts.
+
+
+def test_a_slow_pace_holds_prompts_for_some_steps_only():
+    policy = slowed(0.018)
+    for _ in range(SLOW_STEPS - 1):
+        assert started(policy, 9.0) == []
+        step(policy)
+    assert started(policy, 9.0) == ["new"]
+
+
+def test_what_the_decodes_cannot_keep_by_themselves_does_not_stop_prompts():
     assert started(slowed(0.009), 9.0) == ["new"]
+    # Nor what leaves prompts next to nothing of the time.
+    assert started(slowed(0.011), 9.0) == ["new"]
+    # Nor where decoding is slower than the cost model knows.
+    assert started(slowed(0.018, alone_s=0.019), 9.0) == ["new"]
+
+
+def test_the_pace_is_forgotten_when_nobody_decodes():
+    policy = slowed(0.018)
+    policy.on_launch(IterationPlan(), Launch())
+    assert started(policy, 9.0) == ["new"]
+
+
+def test_one_stall_is_not_the_pace():
+    policy = serving(slo=Slo(tpot_s=0.018), holding=HoldingConfig(steps=1))
+    for _ in range(1000):
+        policy.on_iteration(IterationWork(decoding=5), STEP_S)
+    policy.on_iteration(IterationWork(decoding=5), 30.0)
+    come(policy, "new", 1.0)
+    assert started(policy, 9.0) == ["new"]
+
+
+def test_a_plan_with_held_prompts_is_the_same_again():
+    policy = serving()
+    come(policy, "new", 1.0)
+    view = View(1.0, CAPACITY, policy.ledger.held_tokens, free_rows=99, max_running=64)
+    before = pickle.dumps(policy)
+    assert policy.plan(view) == policy.plan(view) == pickle.loads(before).plan(view)
 
 
 def arrivals(shedding, number, state_of):
@@ -183,6 +225,39 @@ def test_a_deferred_prompt_leaves_room_until_it_is_due():
     assert "large" in started(policy, 1.0)
     policy.books["large"].deferred = True
     assert "large" in started(policy, 1.0 + policy.config.order.best_effort_s)
+
+
+def test_those_that_step_back_hold_up_nobody():
+    config = {"holding": HoldingConfig(steps=0), "shedding": SheddingConfig(margin_fraction=0.4)}
+    policy = serving(**config)
+    for index in range(5):
+        come(policy, f"large{index}", 1.0 + index / 100, prompt=5000)
+        policy.books[f"large{index}"].deferred = True
+    come(policy, "small", 3.0, prompt=100)
+    assert started(policy, 3.0) == ["small"]
+
+
+def test_a_request_that_lost_its_slo_leaves_room_until_its_new_deadline():
+    config = {"holding": HoldingConfig(steps=0), "shedding": SheddingConfig(margin_fraction=0.4)}
+    policy = serving(**config, order=OrderConfig(demoted_s=20.0))
+    come(policy, "lost", 1.0, prompt=5000, slo=Slo(ttft_s=0.5))
+    policy.on_launch(IterationPlan(demote=("lost",)), Launch())
+    assert policy.books["lost"].demoted
+    assert started(policy, 20.9) == []
+    assert started(policy, 21.1) == ["lost"]
+
+
+def test_a_deferred_request_runs_alone_whatever_it_leaves():
+    policy = EconoServe(EconoServeConfig(CAPACITY))
+    come(policy, "huge", 1.0, prompt=9500)
+    policy.books["huge"].deferred = True
+    assert started(policy, 1.0) == ["huge"]
+
+
+def test_where_nobody_is_found_late_nobody_steps_back():
+    spec = replace(OVERLOAD, constants={"late": Late.SERVE})
+    never = {"late": Late.SERVE, "shedding": SheddingConfig(margin_fraction=0, step=0, most=0)}
+    assert simulate(spec).figures == simulate(replace(OVERLOAD, constants=never)).figures
 
 
 def test_a_refused_request_counts_as_a_loss():

@@ -185,7 +185,11 @@ class Books:
         before = self._tasks[task.rid]
         self.remove(task.rid)
         state = TaskState(
-            task, before.number, generated_tokens=task.generated_tokens, demoted=before.demoted
+            task,
+            before.number,
+            generated_tokens=task.generated_tokens,
+            demoted=before.demoted,
+            deferred=before.deferred,
         )
         self._enter_waiting(state)
 

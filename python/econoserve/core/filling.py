@@ -16,7 +16,7 @@ TRIES = 2
 """Prompts that are tested in vain in one plan; bounds its cost."""
 
 HELD_UP = 16
-"""Prompts in one plan for which something else than KVC is missing, likewise."""
+"""Prompts in one plan that step back, or for which something else than KVC is missing, likewise."""
 
 GROUPS = 16
 """Groups of prompts looked at in one plan, likewise."""
@@ -89,7 +89,7 @@ class PromptFiller:
                     return
                 if draft.is_out(state):
                     continue
-                if not view.startable(state.task.rid):
+                if not view.startable(state.task.rid) or self._steps_back(state, draft, view):
                     held_up += 1
                 elif (prompt := self._next(state, budget, draft, view)) is None:
                     misses += 1
@@ -119,7 +119,7 @@ class PromptFiller:
             for state in group:
                 if draft.is_out(state):
                     continue
-                if not view.startable(state.task.rid):
+                if not view.startable(state.task.rid) or self._steps_back(state, draft, view):
                     held_up += 1
                     break
                 prompt = self._next(state, most - used, draft, view)
@@ -156,27 +156,31 @@ class PromptFiller:
         runs_next = not behind and draft.committed < view.max_running
         # Alone, it runs whatever is kept in reserve.
         alone = draft.idle and not len(self._ledger)
-        margin = self._margin(state, view)
-        if runs_next and prompt.done and (alone or draft.fits(taken + margin, response)):
+        if runs_next and prompt.done and (alone or draft.fits(taken, response)):
             draft.admit(state, prompt, response)
-        elif (
-            runs_next
-            and not prompt.done
-            and (alone or draft.fits(taken + margin + response[-1], ()))
-        ):
+        elif runs_next and not prompt.done and (alone or draft.fits(taken + response[-1], ())):
             draft.reserve(state, prompt, response)
-        elif not margin and self._may_park(state, taken, draft):
+        elif self._may_park(state, taken, draft):
             draft.park(state, prompt, response)
         else:
             return False
         return True
 
-    def _margin(self, state: TaskState, view: View) -> int:
-        """KVC that a prompt must leave free until it is due; what it generated, it has begun."""
+    def _steps_back(self, state: TaskState, draft: Draft, view: View) -> bool:
+        """Whether a prompt waits because too little KVC would be left for others.
+
+        Only those are asked that are deferred or demoted, and not due; what has generated tokens
+        already goes on.
+        """
         if not (state.deferred or state.demoted) or state.task.generated_tokens:
-            return 0
-        due_s = self._ordering.latest_start_s(state, generating=False)
-        return self._margin_tokens if view.now_s < due_s else 0
+            return False
+        if view.now_s >= self._ordering.latest_start_s(state, generating=False):
+            return False
+        # Alone it runs, whatever it leaves.
+        if draft.idle and not len(self._ledger):
+            return False
+        taken = state.task.prompt_tokens - view.cached_prefix(state.task.rid).tokens
+        return not draft.fits(taken + self._margin_tokens, state.needed)
 
     def _may_park(self, state: TaskState, taken: int, draft: Draft) -> bool:
         """Whether a prompt may be computed although its response must wait.

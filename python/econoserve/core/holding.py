@@ -23,13 +23,22 @@ PROMPTS = 16
 """Prompts that are looked at; bounds the cost."""
 
 SLACK_SHARE = 0.25
-"""Share of the time until its latest start for which a prompt may be held."""
+"""Share of the time until its latest start, less two passes, for which a prompt may be held."""
 
 WEIGHT = 2.0
 """A second before the first token counts as so many between tokens."""
 
 MEMORY_STEPS = 256
 """Iterations over which the pace is averaged."""
+
+SLOW_STEPS = 64
+"""Steps for which prompts wait at most because the pace is too slow."""
+
+SPARE = 1.1
+"""They do not wait where decoding alone takes more than the objective over this."""
+
+OUTLIER = 4.0
+"""An iteration counts as no longer than so many times what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +47,8 @@ class HoldingConfig:
 
     Attributes:
         steps: decode steps between two passes with prompts, at most; 0: prompts never wait.
-        pace: prompts wait while the decodes' pace is slower than this share of the tightest TPOT
-            objective, although it would be kept without prompts; infinity: never.
+        pace: prompts wait longer while the decodes' pace is slower than this share of the tightest
+            TPOT objective, although it would be kept without prompts.
 
     Raises:
         ValueError: a value is out of range.
@@ -72,15 +81,18 @@ class Holding:
         self._ordering = ordering
         self._cost = cost
         self._steps = config.steps
-        self._pace_s = 0.0
+        # Means over all iterations that decoded, and over those that did nothing else.
+        self._pace_s = self._alone_s = 0.0
 
     def on_launch(self, launch: Launch) -> None:
-        """Count the steps since prompts were in a pass.
+        """Count the steps since prompts were in a pass; nobody decodes: the pace is forgotten.
 
         Args:
             launch: the iteration as launched.
         """
         self._steps = 0 if launch.prefilled else self._steps + 1
+        if not launch.decoded:
+            self._pace_s = self._alone_s = 0.0
 
     def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
         """Learn the pace of the decodes.
@@ -89,8 +101,12 @@ class Holding:
             work: what an iteration computed.
             elapsed_s: how long it took.
         """
-        if work.decoding:
-            self._pace_s += (elapsed_s - self._pace_s) / MEMORY_STEPS
+        if not work.decoding:
+            return
+        elapsed_s = min(elapsed_s, OUTLIER * self._cost.seconds(work))
+        self._pace_s += (elapsed_s - self._pace_s) / MEMORY_STEPS
+        if not work.mixed:
+            self._alone_s += (elapsed_s - self._alone_s) / MEMORY_STEPS
 
     def holds(self, draft: Draft, view: View) -> bool:
         """Whether waiting prompts are not to start in this pass.
@@ -103,24 +119,28 @@ class Holding:
             ``True`` if they wait.
         """
         decoding, context_tokens = draft.decoding, self._books.ledger.decoding_tokens
-        if not decoding:
+        if not decoding or not self.config.steps:
+            return False
+        limit_s = self.config.pace * draft.tpot_s
+        if self._pace_s > limit_s > SPARE * self._alone_s and self._steps < SLOW_STEPS:
+            return True
+        if self._steps >= self.config.steps:
             return False
         step_s, mixed_s = (
             self._cost.base_s(mixed, decoding, context_tokens) for mixed in (False, True)
         )
-        limit_s = self.config.pace * draft.tpot_s
-        if self._pace_s > limit_s > step_s:
-            return True
-        if self._steps >= self.config.steps:
-            return False
         lost_s = decoding * (mixed_s - step_s)
         for state in islice(self._books.waiting, PROMPTS):
+            if state.demoted or state.deferred or draft.is_out(state):
+                continue
             waited_s = view.now_s - state.task.arrival_s
             lost_s -= WEIGHT * waited_s
             if lost_s <= 0:
                 return False
             if self._ordering.has_slo(state):
                 latest_s = self._ordering.latest_start_s(state, generating=False)
-                if waited_s > SLACK_SHARE * (latest_s - state.task.arrival_s):
+                # Its own pass takes longer than what it adds, and the one under way comes before.
+                slack_s = latest_s - state.task.arrival_s - 2 * mixed_s
+                if waited_s > SLACK_SHARE * slack_s:
                     return False
         return lost_s > 0

@@ -59,11 +59,13 @@ class Shedding:
         self._sorted: SortedList = SortedList()
 
     def arrive(self, state: TaskState) -> None:
-        """Decide whether a newcomer is deferred.
+        """Decide whether a newcomer is deferred; what has generated tokens is none.
 
         Args:
             state: the task.
         """
+        if state.task.generated_tokens:
+            return
         demand = demand_of(state)
         self._recent.append(demand)
         self._sorted.add(demand)

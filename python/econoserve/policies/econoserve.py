@@ -6,7 +6,6 @@ ablation's variants differ only in the order of the queues and the mode of the l
 constants are ours.
 """
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -82,7 +81,7 @@ class EconoServeConfig:
             raise ValueError(f"starvation_s={self.starvation_s}: give 0 seconds or more")
 
 
-NEVER_HELD = HoldingConfig(steps=0, pace=math.inf)
+NEVER_HELD = HoldingConfig(steps=0)
 NEVER_DEFERRED = SheddingConfig(margin_fraction=0, step=0, most=0)
 
 VARIANTS = {

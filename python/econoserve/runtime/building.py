@@ -69,7 +69,9 @@ def _econoserve(config: RuntimeConfig, machine: Machine) -> dict[str, object]:
     chunk = machine.chunk_tokens
     if config.tfs is None:
         limits = (min(config.tfs_least, chunk), chunk)
-        tfs = TfsConfig(None, limits, config.tfs_saturation, config.tfs_burst)
+        tfs = TfsConfig(
+            limits_tokens=limits, saturation=config.tfs_saturation, tpot_burst=config.tfs_burst
+        )
     else:
         tfs = TfsConfig(pinned_tokens=min(config.tfs, chunk))
     moving_s = None
