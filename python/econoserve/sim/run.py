@@ -147,8 +147,11 @@ def simulate(
         prefill, decode = stage_machines(spec, placement, profile)
         machines = [*prefill, *decode]
         gpus = placement.gpus
+    # Where KVC comes in blocks, only whole ones hold a request.
+    rooms_tokens = [machine.room_tokens for machine in (*prefill, *decode)]
     kvcs_tokens = [machine.capacity_tokens for machine in machines]
-    workload = make_workload(spec.workload, min(profile.context_tokens, min(kvcs_tokens) - 1))
+    room_tokens = min(rooms_tokens or kvcs_tokens)
+    workload = make_workload(spec.workload, min(profile.context_tokens, room_tokens - 1))
     clock = Clock()
     alone = spec.placement is None and spec.instances == 1
     series = Series(spec.series_points) if spec.series_points and alone else None
