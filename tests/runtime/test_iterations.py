@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,12 +49,29 @@ def test_an_iteration_lasts_until_the_next_launch_and_idle_time_is_none(tmp_path
         policy.on_launch(plan, launch)
         log.launched(launch, policy)
     header, *rows = map(json.loads, (tmp_path / "log").read_text().splitlines())
-    assert header == {"kvc_tokens": 1000, "bytes_per_token": 64, "context_tokens": 4096}
+    assert header == {
+        "kvc_tokens": 1000,
+        "bytes_per_token": 64,
+        "context_tokens": 4096,
+        "tensor": 1,
+        "pipeline": 1,
+    }
     assert all(row.pop("seconds") >= 0 for row in rows)
     prompt = {"prompts": 1, "decoding": 0, "context_tokens": 0}
     assert rows[0] == {**prompt, "prompt_tokens": 12, "prompt_squares": 144}
     assert rows[1] == {**prompt, "prompt_tokens": 8, "prompt_squares": 400 - 144}
     assert (rows[2]["decoding"], rows[2]["context_tokens"], len(rows)) == (1, 21, 3)
+
+
+def test_the_log_says_how_many_gpus_hold_the_kvc(tmp_path):
+    machine = replace(MACHINE, tensor=4)
+    log = iteration_log(RuntimeConfig(iteration_log=str(tmp_path / "log")), machine, Place())
+    policy = make_policy("vllm_v1", 1000)
+    policy.add(Task("a", 0.0, 20, LengthPrediction((30,), 0.5, 100)))
+    for launch in (Launch(prefilled=(Prefilled("a", 1, 0, False),)), Launch()):
+        log.launched(launch, policy)
+    header = json.loads((tmp_path / "log").read_text().splitlines()[0])
+    assert (header["tensor"], header["bytes_per_token"]) == (4, 256)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -75,8 +75,11 @@ def iteration_log(config: RuntimeConfig, machine: Machine, place: Place) -> "Ite
         return None
     header = {
         "kvc_tokens": machine.capacity_tokens,
-        "bytes_per_token": machine.bytes_per_token,
+        # Of all ranks together. Pipeline parallelism is not supported.
+        "bytes_per_token": machine.bytes_per_token * machine.tensor,
         "context_tokens": machine.context_tokens,
+        "tensor": machine.tensor,
+        "pipeline": 1,
     }
     return IterationLog(path, header)
 
@@ -92,7 +95,7 @@ class IterationLog:
         header: its first line.
     """
 
-    def __init__(self, path: Path, header: dict[str, int]) -> None:
+    def __init__(self, path: Path, header: dict[str, float]) -> None:
         self._path = path
         self._file: IO[str] | None = None
         try:
