@@ -152,8 +152,14 @@ def test_a_report_does_runs_itself_and_puts_other_settings_apart(results, tmp_pa
 
 
 def test_all_commands_take_prefix_caching_and_late_results(capsys, tmp_path):
-    how = ["--prefix-caching", "blocks", "--results", "late"]
-    plain = json.loads(simulated(capsys, *RUN, "--output", "json"))
+    trace, how = tmp_path / "trace.jsonl", ["--prefix-caching", "blocks", "--results", "late"]
+    rows = [
+        {"timestamp": n, "input_length": 600, "output_length": 20 + n, "hash_ids": [n, 100 + n]}
+        for n in range(20)
+    ]
+    trace.write_text("\n".join(map(json.dumps, rows)))
+    how += ["--trace", str(trace)]
+    plain = json.loads(simulated(capsys, *RUN, *how[4:], "--output", "json"))
     late = json.loads(simulated(capsys, *RUN, *how, "--output", "json"))
     assert (plain["prefix_caching"], plain["results"]) == ("off", "at-once")
     assert (late["prefix_caching"], late["results"]) == ("blocks", "late")
@@ -169,6 +175,18 @@ def test_all_commands_take_prefix_caching_and_late_results(capsys, tmp_path):
     capsys.readouterr()
     assert main(["capacity", *search]) == 0
     assert '"results": "late"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keeps", ["prompts", "blocks"])
+def test_prefix_caching_needs_a_trace_with_names_of_blocks(capsys, keeps):
+    assert main(["simulate", *RUN, "--prefix-caching", keeps]) == 2
+    said = capsys.readouterr().err
+    assert f"--prefix-caching {keeps}: trace synthetic:sharegpt names no blocks" in said
+
+
+def test_distserve_has_no_router_and_states_none(capsys):
+    run = ["--policy", "distserve", "--disaggregate", "prefill=1x1x1,decode=1x1x1", *RUN[2:]]
+    assert json.loads(simulated(capsys, *run, "--output", "json"))["router"] is None
 
 
 def test_distserve_has_no_late_results(capsys):
