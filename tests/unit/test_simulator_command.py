@@ -151,6 +151,25 @@ def test_a_report_does_runs_itself_and_puts_other_settings_apart(results, tmp_pa
     assert [caption.split()[0] for caption in captions(tree)[6:]] == ["Distribution", "KVC"]
 
 
+def test_a_report_keeps_placements_and_links_apart(capsys, tmp_path):
+    run = ["--policy", "distserve", *RUN[2:], "--output", "json", "--disaggregate"]
+    ways = (
+        ["prefill=1x1x2,decode=1x1x1"],
+        ["prefill=1x1x1,decode=1x1x2"],
+        ["prefill=1x1x1,decode=1x1x2", "--link-gb-per-s", "16"],
+    )
+    found = [json.loads(simulated(capsys, *run, *way)) for way in ways]
+    assert len({result["capacity_tokens"] for result in found}) == 1
+    file, page = tmp_path / "found.json", tmp_path / "page.html"
+    file.write_text(json.dumps([*found, {**found[0], "tensor": 2}]))
+    assert main(["report", str(file), "--out", str(page)]) == 0
+    tree = parsed(page)
+    words = " ".join(tree.itertext())
+    assert len(tree.findall(".//table")) == 4
+    assert "prefill=1x1x2,decode=1x1x1" in words and "1.6e+10" in words
+    assert "tensor parallelism" in words
+
+
 def test_all_commands_take_prefix_caching_and_late_results(capsys, tmp_path):
     trace, how = tmp_path / "trace.jsonl", ["--prefix-caching", "blocks", "--results", "late"]
     rows = [
