@@ -238,6 +238,12 @@ def test_the_same_again_is_the_same_and_more_instances_serve_sooner():
     assert double.figures["mean_jct_s"] < first.figures["mean_jct_s"]
 
 
+def test_figures_that_are_not_counted_are_none_and_not_nought():
+    figures = simulate(SPEC).figures
+    assert figures["backlog_share"] is figures["kvc_useful_utilisation_backlog"] is None
+    assert figures["iterations"] is figures["mean_forward_tokens"] is None
+
+
 def test_a_slow_link_delays_what_follows_the_first_token():
     slow = simulate(replace(SPEC, link_bytes_per_s=25e9 / 8)).figures
     fast = simulate(SPEC).figures
