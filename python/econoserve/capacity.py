@@ -170,7 +170,7 @@ def main(options: argparse.Namespace) -> int:
         return 0
     from tabulate import tabulate
 
-    rows = [[cell(result.get(name)) for name in COLUMNS] for result in results]
+    rows = [cells(result) for result in results]
     align = ("left", *("right",) * (len(COLUMNS) - 1))
     print(
         tabulate(
@@ -178,6 +178,21 @@ def main(options: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    """A search's line in the table.
+
+    Args:
+        result: of ``search_one``.
+
+    Returns:
+        A cell for each of ``COLUMNS``; a rate above which none was found too high is marked.
+    """
+    row = {name: cell(result.get(name)) for name in COLUMNS}
+    if result.get("above_rps", 0.0) is None:
+        row["rate_rps"] = f"at least {row['rate_rps']}"
+    return list(row.values())
 
 
 def search_one(search: Search, each: Each = map) -> dict[str, Any]:
@@ -281,13 +296,20 @@ def _searches(options: argparse.Namespace) -> Iterator[Search]:
     for policy in options.policy:
         limits = None
         if policy == DISTSERVE and not options.disaggregate:
+            if options.instances > 1 and options.gpus_for is None:
+                raise ValueError(
+                    f"--instances {options.instances}: without --disaggregate a search finds the "
+                    f"instances of {DISTSERVE} itself: leave it out, and give --max-gpus"
+                )
             limits = Limits(
                 options.max_gpus, min(INSTANCE_GPUS, options.max_gpus), options.evaluate
             )
         for seed in options.seed:
             told = options
             if limits is not None:
-                told = argparse.Namespace(**{**vars(options), "disaggregate": ANY_PLACEMENT})
+                told = argparse.Namespace(
+                    **{**vars(options), "disaggregate": ANY_PLACEMENT, "instances": 1}
+                )
             spec = spec_of(told, policy, rate_rps, seed)
             yield Search(
                 spec, options.attain, options.min_duration_s, options.tolerance, most, limits

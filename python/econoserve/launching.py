@@ -151,6 +151,7 @@ def ensure_supported(server_args: Any, config: RuntimeConfig) -> None:
     from sglang.srt.arg_groups.overrides import resolving_view
     from sglang.srt.utils import configure_logger
 
+    from econoserve.runtime.iterations import check_log
     from econoserve.runtime.learning import check_state
 
     check_release(config.allow_untested)
@@ -160,6 +161,7 @@ def ensure_supported(server_args: Any, config: RuntimeConfig) -> None:
     check_policy(arguments, config.policy)
     try:
         check_state(config, server_args.dp_size)
+        check_log(config, server_args.dp_size)
     except ValueError as error:
         raise Unsupported(str(error)) from error
     configure_logger(server_args)

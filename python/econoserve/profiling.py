@@ -18,6 +18,9 @@ from econoserve.sim.timing import Pass
 POINTS = (1, 8, 32, 128, 512, 2048, 8192)
 """Of the line for the tokens of a pass, as far as the log goes."""
 
+HEADER = ("kvc_tokens", "bytes_per_token", "context_tokens", "tensor", "pipeline")
+"""What the first line of a log has; the bytes are those of all GPUs together."""
+
 OUTLIER = 10.0
 """An iteration that took so many times what the others suggest was disturbed: a first use of a
 kernel, or another program."""
@@ -76,15 +79,17 @@ def profile_from(log: Path) -> tuple[dict[str, Any], Fit]:
     expected = FittedTime.of(fit.fields)
     kept = [one for one in timed if one.elapsed_s <= OUTLIER * expected.seconds(one.work)]
     fit = _fit(kept)
-    size = header["bytes_per_token"]
+    # Keys and values take the same.
+    size = max(header["bytes_per_token"] // 2, 1) * 2
+    gpus = header["tensor"] * header["pipeline"]
     fields = {
         "source": f"time: fitted to {len(kept)} of {len(timed)} iterations of an engine, with a "
         f"mean error of {fit.mean_error:.1%}; the others took {OUTLIER:g} times as long as "
         "expected or longer. Memory: the engine's KVC; its size of a token stands as one head. "
-        "host_bytes_per_s: 25 GB/s, an assumption.",
+        "host_bytes_per_s: 25 GB/s for each GPU, an assumption.",
         "memory": {
-            "gpu_bytes": header["kvc_tokens"] * size,
-            "gpus": 1,
+            "gpu_bytes": -(-header["kvc_tokens"] * size // gpus),
+            "gpus": gpus,
             "usable_fraction": 1.0,
             "weights_bytes": 0,
             "activation_bytes": 0,
@@ -94,7 +99,7 @@ def profile_from(log: Path) -> tuple[dict[str, Any], Fit]:
             "bytes_per_value": 1,
         },
         "context_tokens": header["context_tokens"],
-        "host_bytes_per_s": 25e9,
+        "host_bytes_per_s": 25e9 * gpus,
         "time": fit.fields,
     }
     profile_of(log.stem, fields)
@@ -121,20 +126,25 @@ def read_log(log: Path) -> tuple[dict[str, int], list[Timed]]:
         OSError: it cannot be read.
     """
     lines = log.read_text(encoding="utf-8").splitlines()
+    if not lines:
+        raise ProfileError(
+            f"{log.name}: the file is empty; give one that --econoserve-iteration-log wrote, after "
+            "the server has served some requests"
+        )
     timed: list[Timed] = []
     number = 0
     try:
         header = json.loads(lines[0])
-        header = {key: int(header[key]) for key in ("kvc_tokens", "bytes_per_token")} | {
-            "context_tokens": int(header["context_tokens"])
-        }
+        header = {key: int(header[key]) for key in HEADER}
+        if min(header.values()) < 1:
+            raise ValueError(f"{header}: all are 1 or more")
         for line in lines[1:]:
             number += 1
             fields = json.loads(line)
             seconds = float(fields.pop("seconds"))
             if seconds > 0:
                 timed.append(Timed(Pass(**fields), seconds))
-    except (IndexError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         # A server that was killed leaves a line half written.
         if number < len(lines) - 1 or not timed:
             raise ProfileError(

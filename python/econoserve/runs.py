@@ -128,9 +128,10 @@ def settings_of(spec: RunSpec) -> dict[str, Any]:
         "prefix_caching": spec.caching.value,
         "results": spec.results.value,
         "instances": spec.instances,
-        "router": spec.router,
+        "router": None if spec.placement else spec.router,
         "tensor": spec.tensor,
         "placement": str(spec.placement) if spec.placement else None,
+        "link_bytes_per_s": spec.link_bytes_per_s if spec.placement else None,
         "seed": workload.seed,
     }
 

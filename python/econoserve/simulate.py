@@ -154,7 +154,7 @@ def add_system_arguments(parser: argparse.ArgumentParser, required: bool) -> Non
         "--router",
         default="round-robin",
         choices=ROUTERS,
-        help="gives requests to the replicas. Default: %(default)s",
+        help=f"gives requests to the replicas; not used by {DISTSERVE}. Default: %(default)s",
     )
     add(
         "--tensor",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from econoserve.capacity import COLUMNS, cells
 from econoserve.cli import main
 from econoserve.core.types import Outcome, Slo
 from econoserve.sim.capacity import (
@@ -52,6 +53,20 @@ def test_bisection_finds_a_known_capacity(known_rps):
     assert len(found.trials) == len(run.asked) < 20
     for spec in run.asked:
         assert spec.workload.requests == max(60, math.ceil(1200 * spec.workload.rate_rps))
+
+
+def test_a_tolerance_below_what_numbers_can_tell_apart_comes_to_an_end():
+    run = Sustains(3.7)
+    found = capacity(SPEC, run=run, tolerance=1e-17)
+    assert (found.rate_rps, found.above_rps) == (3.7, math.nextafter(3.7, 4))
+    assert len(run.asked) < 80
+
+
+def test_the_table_marks_a_rate_that_nothing_bounds():
+    at = list(COLUMNS).index("rate_rps")
+    assert cells({"rate_rps": 2.0, "above_rps": None})[at] == "at least 2.000"
+    assert cells({"rate_rps": 2.0, "above_rps": 2.1})[at] == "2.000"
+    assert cells({"rate_rps": 2.0})[at] == "2.000"
 
 
 def test_nothing_and_everything_attain():

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from econoserve.core.lengths import LengthPrediction
 from econoserve.core.types import Outcome, Slo
 from econoserve.policies import make_policy
 from econoserve.prediction.oracle import Oracle
@@ -126,6 +127,22 @@ def test_kvc_demand_looks_at_tokens_and_capacities():
     assert chosen == [1, 1, 0, 1]
 
 
+def test_kvc_demand_comes_back_to_nought():
+    class Thirds(Oracle):
+        def predict(self, features):
+            low = features.prompt_tokens
+            return LengthPrediction((low, low + 1, 3 * low), 0.5, 10_000)
+
+    # Whichever of them a fraction is left in, one of these sets of prompts shows it.
+    for factor in range(1, 8):
+        router = KvcDemand([1000, 1000], Thirds(0.5, lambda features: 1))
+        for number in range(200):
+            router.choose(str(number), RequestFeatures(1 + factor * number % 97, 10_000))
+        for number in range(200):
+            router.on_end(str(number), None)
+        assert router.choose("next", RequestFeatures(5, 10)) == 0, factor
+
+
 def test_kvc_demand_learns_from_ends_and_forgets_what_was_refused():
     class Notes(Oracle):
         seen = ()
@@ -158,3 +175,6 @@ def test_the_clock_keeps_the_earliest_time_of_each():
 
 def test_uses_add_up():
     assert total_use([KvcUse(1.0, 2.0, 3.0), KvcUse(10.0, 20.0, 30.0)]) == KvcUse(11.0, 22.0, 33.0)
+    whole = KvcUse(1.0, 2.0, 3.0, 4.0, 5.0, 6, 7)
+    assert total_use([whole, whole]) == KvcUse(2.0, 4.0, 6.0, 8.0, 10.0, 12, 14)
+    assert total_use([whole, KvcUse(1.0, 2.0, 3.0)]) == KvcUse(2.0, 4.0, 6.0)

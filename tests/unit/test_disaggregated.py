@@ -71,6 +71,27 @@ def test_a_request_by_hand():
     assert use.offered == pytest.approx(2 * 16_000 * 3.5)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("kvc_tokens", [1000, 1600, 2400])
+def test_a_small_kvc_that_waiting_prompts_fill_still_serves_all(kvc_tokens, seed):
+    workload = WorkloadSpec("synthetic:sharegpt", 20.0, 300, seed=seed)
+    placement = parse_placement("prefill=1x1x1,decode=1x1x1")
+    spec = replace(SPEC, workload=workload, placement=placement, capacity_tokens=kvc_tokens)
+    result = simulate(spec)
+    assert all(record.outcome is Outcome.FINISHED for record in result.records)
+    assert result.figures["preemptions"] > 0
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_prompts_that_fill_all_blocks_make_room_for_the_first(stages):
+    # Both prompts come before one of them can run, and fill the last token of all blocks.
+    requests = [request(0.0, 32, 40), request(0.0, 1568, 20)]
+    decode = machine(1600, stages=stages)
+    system = served(requests, [machine()], [decode])
+    assert all(record.outcome is Outcome.FINISHED for record in system.records)
+    assert system.records[1].preemptions == 1
+
+
 def test_a_response_of_one_token_is_never_moved():
     system = served([request(0.0, 10, 1)], [machine()], [machine(link_s_per_token=9.0)])
     assert times_of(system) == [(1.0, 1.0)]
@@ -215,6 +236,12 @@ def test_the_same_again_is_the_same_and_more_instances_serve_sooner():
     double = simulate(replace(SPEC, instances=2))
     assert double.figures["gpus"] == 8
     assert double.figures["mean_jct_s"] < first.figures["mean_jct_s"]
+
+
+def test_figures_that_are_not_counted_are_none_and_not_nought():
+    figures = simulate(SPEC).figures
+    assert figures["backlog_share"] is figures["kvc_useful_utilisation_backlog"] is None
+    assert figures["iterations"] is figures["mean_forward_tokens"] is None
 
 
 def test_a_slow_link_delays_what_follows_the_first_token():

@@ -9,7 +9,7 @@ from econoserve.cli import main
 from econoserve.profiling import profile_from
 from econoserve.sim.fitted import FittedTime
 from econoserve.sim.fitting import Timed, fit_time
-from econoserve.sim.profile import ProfileError, load_profile, profile_names
+from econoserve.sim.profile import ProfileError, load_profile, profile_names, profile_of
 from econoserve.sim.timing import Pass
 
 TRUE = FittedTime(
@@ -100,7 +100,14 @@ def test_packaged_profiles_grow_with_work(name):
 
 
 def log_of(folder, lines, header=None):
-    header = header or {"kvc_tokens": 1000, "bytes_per_token": 512, "context_tokens": 4096}
+    header = {
+        "kvc_tokens": 1000,
+        "bytes_per_token": 512,
+        "context_tokens": 4096,
+        "tensor": 1,
+        "pipeline": 1,
+        **(header or {}),
+    }
     path = folder / "log.jsonl"
     rows = [json.dumps(row) for row in (header, *lines)]
     path.write_text("\n".join(rows) + "\n")
@@ -133,7 +140,22 @@ def test_a_log_becomes_a_profile(tmp_path, capsys):
     assert profile.time.seconds(work) == pytest.approx(TRUE.seconds(work), rel=0.05)
 
 
+@pytest.mark.parametrize("gpus", [2, 3, 8])
+def test_a_profile_has_as_many_gpus_as_the_engine(tmp_path, gpus):
+    log = log_of(tmp_path, rows(), {"tensor": gpus})
+    fields, _ = profile_from(log)
+    memory = profile_of("mine", fields).memory
+    assert (memory.gpus, memory.capacity_tokens) == (gpus, 1000)
+    assert fields["host_bytes_per_s"] == gpus * 25e9
+
+
 def test_a_log_that_cannot_be_used_is_refused(tmp_path, capsys):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    with pytest.raises(ProfileError, match=r"empty\.jsonl: the file is empty; give one that"):
+        profile_from(empty)
+    with pytest.raises(ProfileError, match=r"line 1: .*all are 1 or more"):
+        profile_from(log_of(tmp_path, rows(), {"tensor": 0}))
     with pytest.raises(ProfileError, match="no iterations"):
         profile_from(log_of(tmp_path, []))
     broken = log_of(tmp_path, [{"decoding": 1}, *rows()])

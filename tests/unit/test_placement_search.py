@@ -115,3 +115,10 @@ def test_the_command_searches_beside_other_policies(capsys):
         {"placement": apart["placement"], "gpus": 2, "rate_rps": apart["rate_rps"]}
     ]
     assert replicas["placement"] is None and replicas["rate_rps"] > 0
+
+
+def test_the_command_takes_no_copies_of_a_placement_that_is_searched_for(capsys):
+    arguments = "capacity --policy distserve --instances 4 --hardware a100 --model opt-13b"
+    assert main([*arguments.split(), "--slo", "ttft=0.25,tpot=0.1"]) == 2
+    said = capsys.readouterr().err
+    assert "--instances 4" in said and "leave it out, and give --max-gpus" in said

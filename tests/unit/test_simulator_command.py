@@ -151,9 +151,34 @@ def test_a_report_does_runs_itself_and_puts_other_settings_apart(results, tmp_pa
     assert [caption.split()[0] for caption in captions(tree)[6:]] == ["Distribution", "KVC"]
 
 
+def test_a_report_keeps_placements_and_links_apart(capsys, tmp_path):
+    run = ["--policy", "distserve", *RUN[2:], "--output", "json", "--disaggregate"]
+    ways = (
+        ["prefill=1x1x2,decode=1x1x1"],
+        ["prefill=1x1x1,decode=1x1x2"],
+        ["prefill=1x1x1,decode=1x1x2", "--link-gb-per-s", "16"],
+    )
+    found = [json.loads(simulated(capsys, *run, *way)) for way in ways]
+    assert len({result["capacity_tokens"] for result in found}) == 1
+    file, page = tmp_path / "found.json", tmp_path / "page.html"
+    file.write_text(json.dumps([*found, {**found[0], "tensor": 2}]))
+    assert main(["report", str(file), "--out", str(page)]) == 0
+    tree = parsed(page)
+    words = " ".join(tree.itertext())
+    assert len(tree.findall(".//table")) == 4
+    assert "prefill=1x1x2,decode=1x1x1" in words and "1.6e+10" in words
+    assert "tensor parallelism" in words
+
+
 def test_all_commands_take_prefix_caching_and_late_results(capsys, tmp_path):
-    how = ["--prefix-caching", "blocks", "--results", "late"]
-    plain = json.loads(simulated(capsys, *RUN, "--output", "json"))
+    trace, how = tmp_path / "trace.jsonl", ["--prefix-caching", "blocks", "--results", "late"]
+    rows = [
+        {"timestamp": n, "input_length": 600, "output_length": 20 + n, "hash_ids": [n, 100 + n]}
+        for n in range(20)
+    ]
+    trace.write_text("\n".join(map(json.dumps, rows)))
+    how += ["--trace", str(trace)]
+    plain = json.loads(simulated(capsys, *RUN, *how[4:], "--output", "json"))
     late = json.loads(simulated(capsys, *RUN, *how, "--output", "json"))
     assert (plain["prefix_caching"], plain["results"]) == ("off", "at-once")
     assert (late["prefix_caching"], late["results"]) == ("blocks", "late")
@@ -169,6 +194,18 @@ def test_all_commands_take_prefix_caching_and_late_results(capsys, tmp_path):
     capsys.readouterr()
     assert main(["capacity", *search]) == 0
     assert '"results": "late"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("keeps", ["prompts", "blocks"])
+def test_prefix_caching_needs_a_trace_with_names_of_blocks(capsys, keeps):
+    assert main(["simulate", *RUN, "--prefix-caching", keeps]) == 2
+    said = capsys.readouterr().err
+    assert f"--prefix-caching {keeps}: trace synthetic:sharegpt names no blocks" in said
+
+
+def test_distserve_has_no_router_and_states_none(capsys):
+    run = ["--policy", "distserve", "--disaggregate", "prefill=1x1x1,decode=1x1x1", *RUN[2:]]
+    assert json.loads(simulated(capsys, *run, "--output", "json"))["router"] is None
 
 
 def test_distserve_has_no_late_results(capsys):

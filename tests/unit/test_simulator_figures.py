@@ -6,6 +6,7 @@ import pytest
 
 from econoserve.core.types import Outcome, Preemption, Slo
 from econoserve.policies import make_policy
+from econoserve.policies.vllm_v1 import VllmV1, VllmV1Config
 from econoserve.prediction.oracle import Oracle
 from econoserve.prediction.request import RequestFeatures
 from econoserve.sim.instance import Instance, Machine
@@ -31,14 +32,15 @@ class Flat:
         return 1.0
 
 
-def one_block_at_a_time(series=None):
+def one_block_at_a_time(series=None, policy=None):
     """Two requests for a KVC that holds one of them."""
     requests = [
         TraceRequest(0.0, RequestFeatures(10, 1000), output, slo=Slo()) for output in (5, 2)
     ]
     truth = {id(request.features): request.output_tokens for request in requests}
     oracle = Oracle(0.5, lambda features: truth[id(features)])
-    instance = Instance(Machine(16, Flat()), make_policy("vllm_v1", 16), oracle, series)
+    policy = policy or make_policy("vllm_v1", 16)
+    instance = Instance(Machine(16, Flat()), policy, oracle, series)
     serve(instance, requests)
     return instance
 
@@ -106,6 +108,21 @@ def test_a_series_by_hand():
     assert columns["running"] == [0, 1, 1, 1, 1, 0, 1]
     assert columns["forward_tokens"] == [10, 1, 1, 1, 1, 10, 1]
     assert columns["tfs_tokens"] == [None] * 7
+
+
+def test_a_series_has_the_target_of_when_a_pass_began():
+    class Learns(VllmV1):
+        learned = 0
+
+        def on_iteration(self, work, elapsed_s):
+            self.learned += 1
+
+        def tfs_tokens(self, decoding, tpot_s):
+            return self.learned
+
+    series = Series(8)
+    one_block_at_a_time(series, Learns(VllmV1Config(capacity_tokens=16)))
+    assert series.columns()["tfs_tokens"] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_a_series_has_a_bounded_number_of_points():

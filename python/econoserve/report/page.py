@@ -27,6 +27,9 @@ SETTINGS = {
     "model": "model",
     "instances": "instances",
     "router": "router",
+    "tensor": "tensor parallelism",
+    "placement": "placement",
+    "link_bytes_per_s": "link, bytes/s",
     "capacity_tokens": "KVC, tokens",
     "slo": "SLO",
     "predictor": "predictor",
@@ -109,6 +112,8 @@ def _section(runs: Sequence[Result], looks: Looks, name: str) -> Iterator[str]:
 def _setting(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {limit:g}" for name, limit in value.items()) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

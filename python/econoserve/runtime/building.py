@@ -27,7 +27,8 @@ class Machine:
         budget_tokens: tokens of a pass for rules that have a fixed budget, unless it is set.
         context_tokens: longest prompt and response together.
         max_running: most requests in one batch.
-        bytes_per_token: size of one token's KVC.
+        bytes_per_token: size of one token's KVC, on one rank.
+        tensor: GPUs that share each layer (``--tp-size``).
     """
 
     capacity_tokens: int
@@ -36,6 +37,7 @@ class Machine:
     context_tokens: int
     max_running: int
     bytes_per_token: float
+    tensor: int = 1
 
 
 def host_tokens(config: RuntimeConfig, machine: Machine) -> int:

@@ -98,6 +98,7 @@ class EconoScheduler(ShapingScheduler):
             context_tokens=self.model_config.context_len,
             max_running=self.max_running_requests,
             bytes_per_token=bytes_per_token(self),
+            tensor=get_parallel().tp_size,
         )
         self.host = PolicyHost(self.config, machine, self._learner())
         self.host_tokens = host_tokens(self.config, machine)

@@ -253,6 +253,9 @@ def capacity(
     low, high = _bracket(attained, start_rps)
     while low and math.isfinite(high) and high - low > tolerance * low:
         middle = (low + high) / 2
+        if middle in (low, high):
+            # No number lies between them.
+            break
         if attained(middle):
             low = middle
         else:

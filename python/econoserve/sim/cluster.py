@@ -274,7 +274,10 @@ def total_use(uses: Sequence[KvcUse]) -> KvcUse:
         uses: of each, at least one.
 
     Returns:
-        The use of all.
+        The use of all; ``None`` for what one of them does not count.
     """
-    sums = {part.name: sum(getattr(use, part.name) for use in uses) for part in fields(KvcUse)}
+    sums: dict[str, float | None] = {}
+    for part in fields(KvcUse):
+        counts = [getattr(use, part.name) for use in uses]
+        sums[part.name] = None if None in counts else sum(counts)
     return KvcUse(**sums)

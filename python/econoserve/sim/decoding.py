@@ -227,22 +227,50 @@ class DecodeServer:
         return moved
 
     def _admit(self, batch: DecodeBatch) -> int:
-        """Let requests join, those in host memory first; tokens that are moved back."""
+        """Let requests join, those in host memory first; tokens that are moved."""
         moved = 0
         while len(batch.running) < self._machine.max_running and (self._swapped or self._waiting):
             queue = self._swapped or self._waiting
-            job = queue[0]
-            has = 0 if self._swapped else blocks_of(job.held)
-            if blocks_of(job.held + 1) - has + batch.opening > self._free_blocks:
-                break
-            queue.popleft()
-            if has:
-                self._waiting_blocks -= has
+            if not self._fits(queue, batch):
+                if not self._waiting or any(other.running for other in self._batches):
+                    break
+                # Nothing that runs will free a block: prompts that wait here hold them.
+                queue = self._waiting
+                moved += self._clear(batch)
+                if not self._fits(queue, batch):
+                    break
+            job = queue.popleft()
+            if queue is self._waiting:
+                self._waiting_blocks -= blocks_of(job.held)
                 self._waiting_tokens -= job.held
             else:
                 self._free_blocks -= blocks_of(job.held)
                 moved += job.held
             batch.join(job)
+        return moved
+
+    def _fits(self, queue: deque[Job], batch: DecodeBatch) -> bool:
+        """Whether there are blocks for the first in a queue to run in a batch."""
+        job = queue[0]
+        has = blocks_of(job.held) if queue is self._waiting else 0
+        return blocks_of(job.held + 1) - has + batch.opening <= self._free_blocks
+
+    def _clear(self, batch: DecodeBatch) -> int:
+        """Move the last to wait to host memory until the first can run; tokens that are moved.
+
+        Where prompts are still being fetched one of them may be it, so nothing moves.
+        """
+        moved = 0
+        while not self._fetching and len(self._waiting) > 1:
+            if self._fits(self._waiting, batch):
+                break
+            job = self._waiting.pop()
+            self._free_blocks += blocks_of(job.held)
+            self._waiting_blocks -= blocks_of(job.held)
+            self._waiting_tokens -= job.held
+            job.record.preemptions += 1
+            self._swapped.append(job)
+            moved += job.held
         return moved
 
     def _land(self, batch: DecodeBatch, now_s: float) -> None:

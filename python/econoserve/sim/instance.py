@@ -65,7 +65,8 @@ class Instance:
         self._series = series
         self._pool = Pool(machine.capacity_tokens)
         self._live: dict[str, Live] = {}
-        self._launched: tuple[Launch, Pass] | None = None
+        # When it began, and the policy's target then, if the series wants it.
+        self._launched: tuple[Launch, Pass, float, int | None] | None = None
         self._elapsed_s = 0.0
         # KVC that was moved since the last iteration began; the next one waits for it.
         self._moved = 0
@@ -146,7 +147,7 @@ class Instance:
         self._moved += moved
         if not launch.decoded and not launch.prefilled:
             return None
-        self._launched = launch, work
+        self._launched = launch, work, now_s, self._target(work, now_s)
         moving_s, self._moved = self._moved * machine.move_s_per_token, 0
         self._elapsed_s = machine.time.seconds(work) + moving_s + machine.overhead_s
         return self._elapsed_s
@@ -159,11 +160,11 @@ class Instance:
         """
         if self._launched is None:
             return
-        (launch, work), self._launched = self._launched, None
+        (launch, work, began_s, tfs_tokens), self._launched = self._launched, None
         elapsed_s = self._elapsed_s
         self._policy.on_iteration(work.work(), elapsed_s)
         if self._series is not None:
-            self._sample(launch, work, now_s - elapsed_s)
+            self._sample(launch, work, began_s, tfs_tokens)
         ended = self._pool.end_iteration(elapsed_s, work.prompt_tokens + work.decoding)
         self._policy.on_step(launch.decoded)
         for live in ended:
@@ -247,14 +248,18 @@ class Instance:
         )
         return launch, work, moved
 
-    def _sample(self, launch: Launch, work: Pass, began_s: float) -> None:
-        """Count the iteration under way in the series."""
-        pool, tfs_tokens = self._pool, None
+    def _target(self, work: Pass, now_s: float) -> int | None:
+        """The policy's target forward size for a pass that begins, where the series wants it."""
         target = getattr(self._policy, "tfs_tokens", None)
-        if target is not None and self._series.begins(began_s):
-            limits = (live.request.slo.tpot_s for live in pool.running.values())
-            tpot_s = min((limit for limit in limits if limit is not None), default=math.inf)
-            tfs_tokens = target(work.decoding, tpot_s)
+        if target is None or self._series is None or not self._series.begins(now_s):
+            return None
+        limits = (live.request.slo.tpot_s for live in self._pool.running.values())
+        tpot_s = min((limit for limit in limits if limit is not None), default=math.inf)
+        return target(work.decoding, tpot_s)
+
+    def _sample(self, launch: Launch, work: Pass, began_s: float, tfs_tokens: int | None) -> None:
+        """Count the iteration under way in the series."""
+        pool = self._pool
         prompts = [self._live[rid] for rid in {part.rid: part for part in launch.prefilled}]
         self._series.add(
             began_s,

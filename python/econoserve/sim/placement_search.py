@@ -159,7 +159,7 @@ def measure_phase(stage: Stage, parallelism: Parallelism, spec: RunSpec, attain:
     profile = load_profile(spec.hardware, spec.model)
     alone = Phase(parallelism, 1)
     prefill, decode = stage_machines(spec, Placement(alone, alone), profile)
-    context_tokens = min(profile.context_tokens, prefill[0].capacity_tokens - 1)
+    context_tokens = min(profile.context_tokens, prefill[0].room_tokens - 1)
     requests = make_workload(spec.workload, context_tokens).requests
     slo = phase_slo(stage, spec.workload.slo)
     if stage is Stage.PREFILL:

@@ -90,6 +90,8 @@ class RequestRecord:
 class KvcUse:
     """The use of a machine over a run; of its KVC in tokens times seconds.
 
+    What instances of one phase do not count is ``None``: the backlog and the forward passes.
+
     Attributes:
         held: KVC that was held.
         useful: what of it requests in the forward pass had computed, if it was not thrown away
@@ -106,10 +108,10 @@ class KvcUse:
     held: float
     useful: float
     offered: float
-    useful_in_backlog: float = 0.0
-    offered_in_backlog: float = 0.0
-    iterations: int = 0
-    forward_tokens: int = 0
+    useful_in_backlog: float | None = None
+    offered_in_backlog: float | None = None
+    iterations: int | None = None
+    forward_tokens: int | None = None
 
 
 def summarise(records: Sequence[RequestRecord], use: KvcUse) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def summarise(records: Sequence[RequestRecord], use: KvcUse) -> dict[str, Any]:
         percentiles over the requests that were served, 0 if none was; ``ssr`` is the share of all
         requests that were served within all of their objectives. ``ssr``, ``goodput_rps`` and
         ``ssr_by_demand`` are ``None`` where no request has an objective, as
-        ``kvc_useful_utilisation_backlog`` is where none waited.
+        ``kvc_useful_utilisation_backlog`` is where none waited; and so is what was not counted.
     """
     stated = any(record.slo != Slo() for record in records)
     served = [record for record in records if record.outcome is Outcome.FINISHED]
@@ -164,9 +166,13 @@ def summarise(records: Sequence[RequestRecord], use: KvcUse) -> dict[str, Any]:
         "kvc_useful_utilisation_backlog": (
             use.useful_in_backlog / use.offered_in_backlog if use.offered_in_backlog else None
         ),
-        "backlog_share": _share(use.offered_in_backlog, use.offered),
+        "backlog_share": (
+            None if use.offered_in_backlog is None else _share(use.offered_in_backlog, use.offered)
+        ),
         "iterations": use.iterations,
-        "mean_forward_tokens": _share(use.forward_tokens, use.iterations),
+        "mean_forward_tokens": (
+            None if use.iterations is None else _share(use.forward_tokens, use.iterations)
+        ),
     }
 
 

@@ -95,13 +95,14 @@ class KvcDemand:
 
     def __init__(self, capacities_tokens: Sequence[int], predictor: Predictor) -> None:
         self._capacities = tuple(capacities_tokens)
-        self._demands = [0.0] * len(self._capacities)
+        self._demands = [0] * len(self._capacities)
         self._predictor = predictor
-        self._places: dict[str, tuple[int, float, RequestFeatures]] = {}
+        self._places: dict[str, tuple[int, int, RequestFeatures]] = {}
 
     def choose(self, rid: str, features: RequestFeatures) -> int:
         """See ``Router.choose``."""
-        own = features.prompt_tokens + self._predictor.predict(features).mean_tokens
+        # Whole tokens: sums of fractions would not come back to nought, and ties would not be ties.
+        own = features.prompt_tokens + round(self._predictor.predict(features).mean_tokens)
         chosen = min(
             range(len(self._demands)),
             key=lambda number: (self._demands[number] + own) / self._capacities[number],

@@ -147,8 +147,12 @@ def simulate(
         prefill, decode = stage_machines(spec, placement, profile)
         machines = [*prefill, *decode]
         gpus = placement.gpus
+    # Where KVC comes in blocks, only whole ones hold a request.
+    rooms_tokens = [machine.room_tokens for machine in (*prefill, *decode)]
     kvcs_tokens = [machine.capacity_tokens for machine in machines]
-    workload = make_workload(spec.workload, min(profile.context_tokens, min(kvcs_tokens) - 1))
+    room_tokens = min(rooms_tokens or kvcs_tokens)
+    workload = make_workload(spec.workload, min(profile.context_tokens, room_tokens - 1))
+    _check_blocks(spec, workload)
     clock = Clock()
     alone = spec.placement is None and spec.instances == 1
     series = Series(spec.series_points) if spec.series_points and alone else None
@@ -167,6 +171,16 @@ def simulate(
     if series is not None:
         figures["series"] = series.columns()
     return Result(system.records, figures)
+
+
+def _check_blocks(spec: RunSpec, workload: Workload) -> None:
+    """Refuse a prefix cache in which nothing can be found."""
+    if spec.caching is PrefixCaching.OFF or any(one.blocks for one in workload.requests):
+        return
+    raise ValueError(
+        f"--prefix-caching {spec.caching.value}: trace {spec.workload.trace} names no blocks of "
+        "its prompts: give one that does, Mooncake's or LLMServingSim's, or leave the flag out"
+    )
 
 
 def _cluster(

@@ -80,6 +80,11 @@ class StageMachine:
         """Whole blocks of its KVC."""
         return self.capacity_tokens // BLOCK_TOKENS
 
+    @property
+    def room_tokens(self) -> int:
+        """Tokens of a request that has all blocks."""
+        return self.blocks * BLOCK_TOKENS
+
 
 class Pipeline:
     """Stages that batches pass in their order; each has one batch at a time.
