@@ -43,9 +43,7 @@ def draw(known: Known) -> dict[str, Figure]:
     """
     with rc_context(STYLE):
         drawn = {
-            "latency": _sweep(
-                known, "mean_normalised_latency_s", "mean normalised latency, s/token"
-            ),
+            "latency": _sweep(known, "mean_normalised_latency_s", "latency, s/token"),
             "ssr": _sweep(known, "ssr", "SSR"),
             "capacity": _capacity(known),
             "demand": _demand(known),
