@@ -143,7 +143,7 @@ async def replay(job: dict[str, Any]) -> dict[str, Any]:
         "counters": {
             name: value - before.get(name, 0.0)
             for name, value in after.items()
-            if value != before.get(name, 0.0)
+            if value != before.get(name, 0.0) and not name.endswith(("_bucket", "_created"))
         },
         "gauge": [sample.get(job["gauge"]) for at_s, sample in samples if at_s <= end_s],
         "span_s": end_s - start_s,

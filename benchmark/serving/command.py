@@ -225,20 +225,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     records = store.read()
     if records:
         date = datetime.datetime.now(datetime.UTC).date().isoformat()
-        facts = {
-            **terms,
-            "date": date,
-            "command": command_line(arguments),
-            "systems": session.facts,
-        }
-        page = as_markdown(records, facts)
+        facts = {"date": date, "command": command_line(arguments), "systems": session.facts}
+        page = as_markdown(records, {**terms, **facts})
         print(page)
         (options.out / "report.md").write_text(page, encoding="utf-8")
-        (options.out / "report.html").write_text(as_html(records, facts), encoding="utf-8")
+        (options.out / "report.html").write_text(
+            as_html(records, {**terms, **facts}), encoding="utf-8"
+        )
         if options.markdown is not None and not session.failures:
             options.markdown.write_text(page, encoding="utf-8")
         if options.json is not None:
-            merge(options.json, facts, records)
+            try:
+                merge(options.json, terms, facts, records)
+            except SettingsDiffer as error:
+                session.failures.append(str(error))
     for failure in dict.fromkeys(session.failures):
         print(failure, file=sys.stderr)
     return 1 if session.failures else 0

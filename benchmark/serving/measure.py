@@ -100,7 +100,7 @@ class Settings:
 
 
 class Client:
-    """The load generator in a process of its own.
+    """The load generator in a process of its own, the same for all systems.
 
     Args:
         logs: folder for what it prints and is given.
@@ -108,8 +108,8 @@ class Client:
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
-        self._worker = self._started()
-        self._processor: str | None = None
+        self._worker: Worker | None = None
+        self._processor = ""
 
     def __enter__(self) -> Self:
         """Return it; leaving the block ends it."""
@@ -117,35 +117,37 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         """End it."""
-        self._worker.stop()
+        self.stop()
 
-    @property
-    def process(self) -> Worker:
-        """Its process."""
-        return self._worker
-
-    def _started(self) -> Worker:
-        worker = Worker(
-            "load generator",
-            [sys.executable, "-m", "benchmark.serving.client"],
-            environment_of(None),
-            self._logs / "client.log",
-            ROOT,
-        )
-        worker.send({})
-        return worker
+    def stop(self) -> None:
+        """End it; the next ``processor`` starts another one."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
 
     def processor(self) -> str:
-        """SGLang's text for the logit processor that ends responses.
+        """Start it unless it is up.
 
         Returns:
-            The text.
+            SGLang's text for the logit processor that ends responses.
 
         Raises:
-            Failed: the client did not start.
+            Failed: it did not start.
         """
-        if self._processor is None:
-            self._processor = self._worker.receive(START_TIMEOUT_S)["processor"]
+        if self._worker is None:
+            self._worker = Worker(
+                "load generator",
+                [sys.executable, "-m", "benchmark.serving.client"],
+                environment_of(None),
+                self._logs / "client.log",
+                ROOT,
+            )
+            self._worker.send({})
+            try:
+                self._processor = self._worker.receive(START_TIMEOUT_S)["processor"]
+            except Failed:
+                self.stop()
+                raise
         return self._processor
 
     def replay(self, job: dict[str, Any], limit_s: float) -> dict[str, Any]:
@@ -156,17 +158,23 @@ class Client:
             limit_s: for all of it.
 
         Returns:
-            What ``client.replay`` found.
+            What ``client.replay`` found, and ``client_cpu_s``.
 
         Raises:
             Failed: it did not end in time, or failed.
         """
         self.processor()
+        worker = self._worker
         given, found = self._logs / "job.json", self._logs / "found.json"
         given.write_text(json.dumps(job))
-        self._worker.send({"job": str(given), "result": str(found)})
-        self._worker.receive(limit_s)
-        return json.loads(found.read_text())
+        before_s = worker.cpu_s()
+        try:
+            worker.send({"job": str(given), "result": str(found)})
+            worker.receive(limit_s)
+        except Failed:
+            self.stop()  # so that a late answer is not taken for the next one
+            raise
+        return {**json.loads(found.read_text()), "client_cpu_s": worker.cpu_s() - before_s}
 
 
 @dataclass(slots=True)
@@ -214,8 +222,6 @@ class Session:
                 except Failed as failure:
                     self.failures.append(str(failure))
                     self.say(f"  {failure}")
-                    if client.process.status is not None:
-                        raise
 
     def _serve(self, cells: Sequence[Cell], client: Client, vocabulary: Vocabulary) -> None:
         first = cells[0]
@@ -284,10 +290,9 @@ class Session:
                 for request in requests
             ],
         }
-        before = server.process.cpu_s(), client.process.cpu_s()
+        before_s = server.process.cpu_s()
         found = client.replay(job, 2 * limit_s + START_TIMEOUT_S)
-        found["cpu_s"] = server.process.cpu_s() - before[0]
-        found["client_cpu_s"] = client.process.cpu_s() - before[1]
+        found["cpu_s"] = server.process.cpu_s() - before_s
         if server.process.status is not None:
             raise server.process.failure(f"exit status {server.process.status}")
         if wrong := wrong_lengths(requests, found["answers"]):
@@ -330,7 +335,7 @@ class Session:
             "busy_before": None if busy is None else round(busy, 3),
             "wall_s": round(time.monotonic() - began_s, 1),
         }
-        self.store.add(cell, record, _columns(requests, answers))
+        self.store.add(cell, record, {**_columns(requests, answers), "counters": counters})
         self.say(
             f"  {cell.workload}, load {cell.load:g} ({record['rate_rps']:g}/s): "
             f"{record['served']} of {record['requests']}, SSR {record['ssr']:.2f}, "

@@ -119,12 +119,7 @@ class Store:
         plain = json.loads(json.dumps(settings))
         if self._settings.exists():
             found = json.loads(self._settings.read_text())
-            for name in plain:
-                if found.get(name) != plain[name]:
-                    raise SettingsDiffer(
-                        f"{self._settings.name}: {name} was {found.get(name)!r} and is now "
-                        f"{plain[name]!r}; give another --out, or the same settings"
-                    )
+            _compare(self._settings.name, found, plain, "--out")
         else:
             self._settings.write_text(json.dumps(plain, indent=1) + "\n")
 
@@ -186,21 +181,40 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             continue  # cut off
 
 
-def merge(path: Path, settings: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+def merge(
+    path: Path,
+    terms: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
+) -> None:
     """Write records to a file of results, beside those of other cells that are there.
 
     Args:
         path: the file.
-        settings: of these records; kept with each that differs from none.
+        terms: settings that all its records share.
+        facts: what else is to be known, of the last measurement.
         records: they replace those of the same cells.
+
+    Raises:
+        SettingsDiffer: the file holds records of other terms; names the first that differs.
     """
     kept: dict[Cell, Mapping[str, Any]] = {}
+    plain = json.loads(json.dumps(terms))
     if path.exists():
-        kept = {Cell.of(record): record for record in json.loads(path.read_text())["records"]}
+        found = json.loads(path.read_text())
+        _compare(path.name, found["terms"], plain, "--json")
+        kept = {Cell.of(record): record for record in found["records"]}
     kept.update({Cell.of(record): record for record in records})
-    ordered = sorted(
-        kept.items(), key=lambda item: (item[0].workload, item[0].kvc, item[0].load, item[0].repeat)
-    )
-    body = ",\n".join(json.dumps(record) for _, record in ordered)
-    head = json.dumps(dict(settings), indent=1)
-    path.write_text(f'{{"settings": {head},\n"records": [\n{body}\n]}}\n', encoding="utf-8")
+    rows = sorted(kept, key=lambda c: (c.workload, c.kvc, c.load, c.repeat, c.system))
+    body = ",\n".join(json.dumps(kept[cell]) for cell in rows)
+    head = f'"terms": {json.dumps(plain)},\n"facts": {json.dumps(dict(facts))}'
+    path.write_text(f'{{{head},\n"records": [\n{body}\n]}}\n', encoding="utf-8")
+
+
+def _compare(file: str, found: Mapping[str, Any], wanted: Mapping[str, Any], option: str) -> None:
+    for name in wanted:
+        if found.get(name) != wanted[name]:
+            raise SettingsDiffer(
+                f"{file}: {name} was {found.get(name)!r} and is now {wanted[name]!r}; give another "
+                f"{option}, or the same settings"
+            )

@@ -111,7 +111,6 @@ def system(name: str) -> System:
         arguments["econoserve_policy"] = policy
     return replace(
         base,
-        name=name.replace(POLICY, "-") if policy else kind,
         arguments={**dict(base.arguments), **arguments},
         environment={**dict(base.environment), "PYTHONPATH": path},
     )
