@@ -10,6 +10,8 @@ tokens in every chunk. Runs in a process of its own, the same for all systems, w
 import asyncio
 import itertools
 import json
+import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,9 @@ from benchmark.cpu_engine.worker import Handler, serve
 POLL_S = 1.0
 EVENT = b"data: "
 END = b"[DONE]"
+MODE = re.compile(r'\bmode="([^"]*)"')
+COUNTERS = ("_total", "_sum", "_count", "]")
+"""How the names of metrics end that only rise."""
 
 
 def parse_metrics(text: str) -> dict[str, float]:
@@ -28,14 +33,23 @@ def parse_metrics(text: str) -> dict[str, float]:
         text: what ``/metrics`` answers.
 
     Returns:
-        By name of the metric, the sum over its labels.
+        By name of the metric, the sum over its labels; where one of these is ``mode``, also by
+        name and mode, as ``name[mode]``. Values that are no numbers are left out.
     """
     found: dict[str, float] = {}
     for line in text.splitlines():
-        if line and not line.startswith("#"):
-            name, _, value = line.rpartition(" ")
-            name = name.partition("{")[0]
-            found[name] = found.get(name, 0.0) + float(value)
+        if not line or line.startswith("#"):
+            continue
+        series, _, number = line.rpartition(" ")
+        name, _, labels = series.partition("{")
+        value = float(number)
+        if math.isnan(value):
+            continue
+        names = [name]
+        if mode := MODE.search(labels):
+            names.append(f"{name}[{mode[1]}]")
+        for key in names:
+            found[key] = found.get(key, 0.0) + value
     return found
 
 
@@ -143,7 +157,7 @@ async def replay(job: dict[str, Any]) -> dict[str, Any]:
         "counters": {
             name: value - before.get(name, 0.0)
             for name, value in after.items()
-            if value != before.get(name, 0.0) and not name.endswith(("_bucket", "_created"))
+            if value != before.get(name, 0.0) and name.endswith(COUNTERS)
         },
         "gauge": [sample.get(job["gauge"]) for at_s, sample in samples if at_s <= end_s],
         "span_s": end_s - start_s,

@@ -23,10 +23,11 @@ from benchmark.serving.systems import (
     METRICS,
     common_body,
     family,
+    preemptions,
+    recomputed_tokens,
     request_body,
     request_headers,
     system,
-    total,
 )
 from benchmark.serving.workloads import WORKLOADS, Request, generate, rate_rps
 
@@ -312,7 +313,6 @@ class Session:
         found = self._replay(cell.system, server, client, requests, vocabulary)
         answers, counters = found["answers"], found["counters"]
         outcomes = request_records(requests, answers)
-        metrics = METRICS[family(cell.system)]
         gauge = [value for value in found["gauge"] if value is not None]
         tokens = sum(answer["tokens"] for answer in answers)
         errors = [answer["error"] for answer in answers if answer["error"] is not None]
@@ -321,8 +321,8 @@ class Session:
             "rate_rps": rate_rps(WORKLOADS[cell.workload], cell.load),
             **figures(outcomes),
             "classes": by_class(requests, outcomes),
-            "preemptions": total(counters, metrics.preemptions),
-            "recomputed_tokens": total(counters, metrics.recomputed_tokens),
+            "preemptions": preemptions(cell.system, counters),
+            "recomputed_tokens": recomputed_tokens(cell.system, counters),
             "kvc_use_mean": round(sum(gauge) / len(gauge), 4) if gauge else None,
             "kvc_use_max": round(max(gauge), 4) if gauge else None,
             "cpu_s": round(found["cpu_s"], 2),

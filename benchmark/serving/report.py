@@ -55,7 +55,7 @@ WORDS = {
         "vLLM's preemptions, SGLang's retractions, EconoServe's preemptions of any kind, parking "
         "included"
     ),
-    "recomputed": "tokens of retracted requests, an upper bound; - where a system does not say",
+    "recomputed": "prompt and output tokens computed again; - where a system does not say",
     "KVC use": "mean of the server's own gauge, once a second; vLLM counts whole blocks",
     "CPU": "of all processes of the server, without the load generator",
 }

@@ -40,25 +40,28 @@ class Metrics:
     Attributes:
         kvc_use: gauge, share of the KVC in use.
         preemptions: counters that are added up.
-        recomputed_tokens: likewise; empty if it does not say.
+        computed_tokens: prompt tokens computed, those computed again included; empty if it does
+            not say.
+        first_tokens: prompt tokens computed for the first time; likewise.
     """
 
     kvc_use: str
     preemptions: tuple[str, ...]
-    recomputed_tokens: tuple[str, ...] = ()
+    computed_tokens: tuple[str, ...] = ()
+    first_tokens: tuple[str, ...] = ()
 
 
-RETRACTED_TOKENS = (
-    "sglang:num_retracted_input_tokens_total",
-    "sglang:num_retracted_output_tokens_total",
-)
+COMPUTED = ("sglang:realtime_tokens_total[prefill_compute]",)
+FIRST = ("sglang:prefill_effective_tokens_total[input]",)
 METRICS = {
     SGLANG: Metrics(
-        "sglang:token_usage", ("sglang:num_retracted_requests_total",), RETRACTED_TOKENS
+        "sglang:token_usage", ("sglang:num_retracted_requests_total",), COMPUTED, FIRST
     ),
     ECONOSERVE: Metrics(
         "sglang:token_usage",
         ("econoserve:preemptions_total", "econoserve:allocation_failures_total"),
+        COMPUTED,
+        FIRST,
     ),
     VLLM: Metrics("vllm:kv_cache_usage_perc", ("vllm:num_preemptions_total",)),
 }
@@ -173,17 +176,37 @@ def common_body(name: str, model: str, processor: str) -> dict[str, Any]:
     return body
 
 
-def total(counters: Mapping[str, float], names: Sequence[str]) -> float | None:
-    """Add counters up.
+def preemptions(name: str, counters: Mapping[str, float]) -> float:
+    """How often requests were preempted.
 
     Args:
-        counters: by how much each rose; those that did not may be missing.
-        names: what to add.
+        name: the system.
+        counters: by how much each rose; those that did not are missing.
 
     Returns:
-        The sum; ``None`` without names.
+        The sum of the system's counters of it.
     """
-    return sum(counters.get(name, 0.0) for name in names) if names else None
+    return sum(counters.get(one, 0.0) for one in METRICS[family(name)].preemptions)
+
+
+def recomputed_tokens(name: str, counters: Mapping[str, float]) -> float | None:
+    """Tokens that were computed again after a preemption.
+
+    Args:
+        name: the system.
+        counters: by how much each rose; those that did not are missing.
+
+    Returns:
+        Computed less first computed; ``None`` if the system does not say.
+    """
+    metrics = METRICS[family(name)]
+    if not metrics.computed_tokens:
+        return None
+    computed, first = (
+        sum(counters.get(one, 0.0) for one in names)
+        for names in (metrics.computed_tokens, metrics.first_tokens)
+    )
+    return max(computed - first, 0.0)
 
 
 def check_kvc() -> None:

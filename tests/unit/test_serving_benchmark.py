@@ -40,10 +40,11 @@ from benchmark.serving.systems import (  # noqa: E402
     NAMES,
     check_kvc,
     common_body,
+    preemptions,
+    recomputed_tokens,
     request_body,
     request_headers,
     system,
-    total,
 )
 from benchmark.serving.workloads import (  # noqa: E402
     CONTEXT_TOKENS,
@@ -325,10 +326,22 @@ def test_goodput_is_compared_with_the_better_peer():
 
 
 def test_metrics_are_summed_over_labels():
-    text = '# TYPE a counter\na{x="1 2"} 2.0\na{x="2"} 3\nb 1e3\n'
-    assert parse_metrics(text) == {"a": 5.0, "b": 1000.0}
-    assert total({"a": 5.0}, ("a", "c")) == 5.0
-    assert total({"a": 5.0}, ()) is None
+    text = '# TYPE a counter\na{x="1 2"} 2.0\na{x="2",mode="m"} 3\nb 1e3\nc NaN\n'
+    assert parse_metrics(text) == {"a": 5.0, "a[m]": 3.0, "b": 1000.0}
+
+
+def test_recomputed_tokens_are_those_beyond_the_first_time():
+    counters = {
+        "sglang:realtime_tokens_total[prefill_compute]": 150.0,
+        "sglang:prefill_effective_tokens_total[input]": 110.0,
+        "econoserve:preemptions_total": 2.0,
+        "econoserve:allocation_failures_total": 1.0,
+    }
+    assert recomputed_tokens("sglang", counters) == 40.0
+    assert recomputed_tokens("econoserve:vllm", counters) == 40.0
+    assert recomputed_tokens("vllm", counters) is None
+    assert preemptions("econoserve", counters) == 3.0
+    assert preemptions("sglang", counters) == 0.0
 
 
 @pytest.fixture
