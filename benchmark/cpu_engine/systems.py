@@ -139,14 +139,15 @@ def _sglang_arguments(system: System, model: Path, kvc_tokens: int) -> dict[str,
 
 
 def _vllm_arguments(system: System, model: Path, kvc_tokens: int) -> dict[str, Any]:
+    own = dict(system.arguments)
+    block_tokens = own.setdefault("block_size", VLLM_BLOCK_TOKENS)
     return {
         "model": str(model),
         "dtype": DTYPE,
         "max_model_len": MAX_REQUEST_TOKENS,
-        "block_size": VLLM_BLOCK_TOKENS,
-        "num_gpu_blocks_override": kvc_tokens // VLLM_BLOCK_TOKENS,
+        "num_gpu_blocks_override": kvc_tokens // block_tokens,
         "seed": 1,
-        **dict(system.arguments),
+        **own,
     }
 
 

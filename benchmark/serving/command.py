@@ -17,26 +17,35 @@ from typing import Any, NoReturn
 
 from benchmark.cpu_engine import models, peer
 from benchmark.cpu_engine.processes import Failed
-from benchmark.cpu_engine.systems import DTYPE, VLLM, VLLM_BLOCK_TOKENS
+from benchmark.cpu_engine.systems import DTYPE, VLLM
 from benchmark.scheduler_comparison.report import machine, versions
 from benchmark.scheduler_comparison.systems import cpu_busy_share
 from benchmark.serving.measure import Session, Settings
 from benchmark.serving.records import Cell, SettingsDiffer, Store, merge, missing, order
 from benchmark.serving.report import as_html, as_markdown
-from benchmark.serving.systems import KVC_TOKENS, MAX_RUNNING, NAMES, check_kvc, family, system
+from benchmark.serving.systems import (
+    KVC_TOKENS,
+    MAX_RUNNING,
+    NAMES,
+    VLLM_BLOCK_TOKENS,
+    check_kvc,
+    family,
+    system,
+)
 from benchmark.serving.workloads import CONTEXT_TOKENS, MAX_TOKENS, WORKLOADS, rate_rps, source
 
 BUSY_LIMIT = 0.1
 """Share of the CPUs that other programs may use before a run without a warning."""
 
-LOADS = (0.4, 0.8, 1.2, 1.6)
+LOADS = (0.5, 1.0, 1.5, 2.0)
+QUICK_LOADS = (1.0,)
 QUICK_REQUESTS = 20
-START_S = {VLLM: 75.0}
-OTHER_START_S = 40.0
-DRAIN_SHARE = 0.7
-RUN_OVERHEAD_S = 2.0
-"""For the estimate of how long it takes: seconds to start and end a server, the time after the last
-arrival as a share of the arrivals', and what a run takes besides. Measured here, roughly."""
+START_S = {VLLM: 70.0}
+OTHER_START_S = 45.0
+SERVED_LOAD = 1.4
+RUN_OVERHEAD_S = 4.0
+"""For the estimate of how long it takes, measured roughly: seconds to start, warm and end a server,
+the load that the slowest one still serves, and what a run takes besides."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--quick",
         action="store_true",
-        help=f"ShareGPT lengths, tight, load 0.4, once, {QUICK_REQUESTS} requests, no vLLM",
+        help=f"ShareGPT lengths, tight, load 1, once, {QUICK_REQUESTS} requests, no vLLM",
     )
     add("--systems", nargs="+", help=f"default: {' '.join(NAMES)}; also econoserve:POLICY")
     add("--workloads", nargs="+", choices=tuple(WORKLOADS), help="default: all")
@@ -80,7 +89,7 @@ def complete(parser: argparse.ArgumentParser, options: argparse.Namespace) -> No
     options.systems = options.systems or list(NAMES[:2] if quick else NAMES)
     options.workloads = options.workloads or (["sharegpt"] if quick else list(WORKLOADS))
     options.kvc = options.kvc or (["tight"] if quick else list(KVC_TOKENS))
-    options.rates = options.rates or ([0.4] if quick else list(LOADS))
+    options.rates = options.rates or (list(QUICK_LOADS) if quick else list(LOADS))
     options.repeats = (1 if quick else 3) if options.repeats is None else options.repeats
     if quick and options.requests is None:
         options.requests = QUICK_REQUESTS
@@ -114,8 +123,9 @@ def estimate_s(servers: Sequence[Sequence[Cell]], settings: Settings) -> float:
     for cells in servers:
         seconds += START_S.get(family(cells[0].system), OTHER_START_S)
         for cell in cells:
-            rate = rate_rps(WORKLOADS[cell.workload], cell.load)
-            seconds += settings.count(rate) / rate * (1 + DRAIN_SHARE) + RUN_OVERHEAD_S
+            rate = rate_rps(WORKLOADS[cell.workload], cell.load, cell.kvc)
+            arrivals_s = settings.count(rate) / rate
+            seconds += arrivals_s * max(cell.load / SERVED_LOAD, 1.0) + RUN_OVERHEAD_S
     return seconds
 
 

@@ -74,7 +74,7 @@ class Settings:
         return self.requests or max(round(rate * self.arrivals_s), 1)
 
     def requests_of(self, cell: Cell, vocabulary: Vocabulary) -> list[Request]:
-        """The requests of a run: the same for all systems and sizes of the KVC.
+        """The requests of a run: the same for all systems.
 
         No two runs of a server share prompts, so that nobody learns a length from an earlier run.
 
@@ -86,7 +86,7 @@ class Settings:
             The requests.
         """
         workload = WORKLOADS[cell.workload]
-        rate = rate_rps(workload, cell.load)
+        rate = rate_rps(workload, cell.load, cell.kvc)
         names = sorted(WORKLOADS)
         seed = (self.seed + cell.repeat) * 1_000_000 + names.index(cell.workload) * 100_000
         return generate(
@@ -318,7 +318,7 @@ class Session:
         errors = [answer["error"] for answer in answers if answer["error"] is not None]
         record = {
             "kvc_tokens": KVC_TOKENS[cell.kvc],
-            "rate_rps": rate_rps(WORKLOADS[cell.workload], cell.load),
+            "rate_rps": rate_rps(WORKLOADS[cell.workload], cell.load, cell.kvc),
             **figures(outcomes),
             "classes": by_class(requests, outcomes),
             "preemptions": preemptions(cell.system, counters),

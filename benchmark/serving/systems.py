@@ -15,7 +15,6 @@ from benchmark.cpu_engine.systems import (
     SGLANG,
     SYSTEMS,
     VLLM,
-    VLLM_BLOCK_TOKENS,
     System,
 )
 from benchmark.scheduler_comparison.lengths import custom_params
@@ -26,6 +25,10 @@ NAMES = (ECONOSERVE, SGLANG, VLLM)
 MAX_RUNNING = 256
 KVC_TOKENS = {"ample": 49_152, "tight": 8_192, "very-tight": 4_096}
 """Whole blocks of vLLM's."""
+
+VLLM_BLOCK_TOKENS = 32
+"""The smallest blocks for which vLLM's CPU kernels have a fast path: larger ones waste KVC where it
+is scarce."""
 
 POLICY = ":"
 """``econoserve:NAME`` is EconoServe with that policy: the same engine, another scheduler."""
@@ -97,6 +100,7 @@ def system(name: str) -> System:
     base = SYSTEMS[kind]
     if kind == VLLM:
         arguments: dict[str, Any] = {
+            "block_size": VLLM_BLOCK_TOKENS,
             "max_model_len": CONTEXT_TOKENS,
             "max_num_seqs": MAX_RUNNING,
             "logits_processors": "benchmark.serving.vllm_lengths:EndOnTime",

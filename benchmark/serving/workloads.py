@@ -27,10 +27,10 @@ MAX_TOKENS = 1_024
 LONGEST_PROMPT_TOKENS = 896
 LONGEST_OUTPUT_TOKENS = 896
 
-UNIT_TOKENS_PER_S = 2_500.0
+UNIT_TOKENS_PER_S = {"ample": 2_500.0, "tight": 1_600.0, "very-tight": 1_000.0}
 PROMPT_WEIGHT = 0.2
-"""Load 1 asks for so many output tokens per second, prompt tokens counting a fifth. Our choice: of
-the order of what two cores do with the demo model where the KVC does not limit them."""
+"""Load 1 asks for so many output tokens per second at a size of the KVC, prompt tokens counting a
+fifth. Our choice: somewhat less than two cores do with the demo model."""
 
 LENGTHS_FOR_MEAN = 4_000
 BLOCK_TOKENS = 512
@@ -141,12 +141,13 @@ WORKLOADS = {
 }
 
 
-def rate_rps(workload: Workload, load: float) -> float:
+def rate_rps(workload: Workload, load: float, kvc: str) -> float:
     """Arrivals per second of a load.
 
     Args:
         workload: what arrives.
         load: in units of ``UNIT_TOKENS_PER_S``.
+        kvc: size of the KVC, by its name.
 
     Returns:
         Requests per second, to three digits.
@@ -157,7 +158,7 @@ def rate_rps(workload: Workload, load: float) -> float:
         cost += one.share * float(
             np.mean([out + PROMPT_WEIGHT * prompt for prompt, out in lengths])
         )
-    return float(f"{load * UNIT_TOKENS_PER_S / cost:.3g}")
+    return float(f"{load * UNIT_TOKENS_PER_S[kvc] / cost:.3g}")
 
 
 def generate(

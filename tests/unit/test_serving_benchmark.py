@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmark.cpu_engine.systems import VLLM_BLOCK_TOKENS, server_command  # noqa: E402
+from benchmark.cpu_engine.systems import server_command  # noqa: E402
 from benchmark.scheduler_comparison.workload import Vocabulary  # noqa: E402
 from benchmark.serving import command  # noqa: E402
 from benchmark.serving.client import parse_metrics  # noqa: E402
@@ -38,6 +38,7 @@ from benchmark.serving.report import as_html, as_markdown  # noqa: E402
 from benchmark.serving.systems import (  # noqa: E402
     KVC_TOKENS,
     NAMES,
+    VLLM_BLOCK_TOKENS,
     check_kvc,
     common_body,
     preemptions,
@@ -128,10 +129,10 @@ def test_runs_of_a_server_share_no_prompts():
         seen |= long
 
 
-def test_systems_and_sizes_of_the_kvc_get_the_same_requests():
+def test_systems_get_the_same_requests():
     settings = Settings(requests=5)
     first = settings.requests_of(Cell(1, "tight", NAMES[0], "azure", 0.8), VOCABULARY)
-    assert first == settings.requests_of(Cell(1, "ample", NAMES[1], "azure", 0.8), VOCABULARY)
+    assert first == settings.requests_of(Cell(1, "tight", NAMES[1], "azure", 0.8), VOCABULARY)
     assert first != settings.requests_of(Cell(2, "tight", NAMES[0], "azure", 0.8), VOCABULARY)
 
 
@@ -162,7 +163,9 @@ def test_objectives_depend_on_the_class_only():
 
 def test_load_is_in_proportion_to_the_rate():
     workload = WORKLOADS["sharegpt"]
-    assert rate_rps(workload, 1.6) == pytest.approx(4 * rate_rps(workload, 0.4), rel=0.01)
+    for kvc in KVC_TOKENS:
+        low, high = (rate_rps(workload, load, kvc) for load in (0.4, 1.6))
+        assert high == pytest.approx(4 * low, rel=0.01)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -208,6 +211,7 @@ def test_servers_start_on_equal_terms():
         assert value(name, "--max-total-tokens") == "8192"
         assert value(name, "--context-length") == str(CONTEXT_TOKENS)
         assert value(name, "--max-running-requests") == value("vllm", "--max-num-seqs")
+    assert value("vllm", "--block-size") == str(VLLM_BLOCK_TOKENS)
     assert int(value("vllm", "--num-gpu-blocks-override")) * VLLM_BLOCK_TOKENS == 8192
     assert value("vllm", "--max-model-len") == str(CONTEXT_TOKENS)
     same_engine = [
