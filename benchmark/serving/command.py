@@ -21,7 +21,7 @@ from benchmark.cpu_engine.systems import DTYPE, VLLM
 from benchmark.scheduler_comparison.report import machine, versions
 from benchmark.scheduler_comparison.systems import cpu_busy_share
 from benchmark.serving.measure import Session, Settings
-from benchmark.serving.records import Cell, SettingsDiffer, Store, merge, missing, order
+from benchmark.serving.records import Cell, SettingsDiffer, Store, is_late, merge, missing, order
 from benchmark.serving.report import as_html, as_markdown
 from benchmark.serving.systems import (
     KVC_TOKENS,
@@ -72,6 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--arrivals", default="poisson", help="poisson (default) or gamma:CV")
     add("--slo-scale", type=float, default=1.0, help="factor on the objectives; default: 1")
     add("--seed", type=int, default=1, help="of the first repeat; default: 1")
+    add("--repeat-late", action="store_true", help="measure runs with a late client again")
     add("--plan", action="store_true", help="say what would be measured and how long it takes")
     add("--json", type=Path, help="merge the records into this file, docs/results/serving.json")
     add("--markdown", type=Path, help="write a page with the result to this file")
@@ -200,7 +201,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     servers = order(options.repeats, options.kvc, options.systems, options.workloads, options.rates)
     store = Store(options.out)
     terms = describe(options, settings)
-    left = missing(servers, store.read())
+    done = store.read()
+    if options.repeat_late:
+        done = [record for record in done if not is_late(record)]
+    left = missing(servers, done)
     _say(
         f"{sum(map(len, left))} of {sum(map(len, servers))} runs on {len(left)} servers are to be "
         f"measured: about {estimate_s(left, settings) / 60:.0f} minutes"

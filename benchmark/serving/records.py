@@ -42,6 +42,23 @@ class Cell:
         return cls(**{name: record[name] for name in cls.__slots__})
 
 
+LATE_S = 0.1
+"""A run in which a request was sent later than this after it was due: the load generator got no
+CPU, and times at the client say little about the server."""
+
+
+def is_late(record: Mapping[str, Any]) -> bool:
+    """Whether the load generator was late in a run.
+
+    Args:
+        record: of the run.
+
+    Returns:
+        Whether its greatest delay exceeds ``LATE_S``.
+    """
+    return record["client_lag_s"] > LATE_S
+
+
 class SettingsDiffer(ValueError):
     """A folder holds records of other settings."""
 

@@ -20,6 +20,7 @@ from benchmark.serving.figures import (
     grouped,
     median,
 )
+from benchmark.serving.records import LATE_S, is_late
 from benchmark.serving.systems import KVC_TOKENS, NAMES
 from benchmark.serving.workloads import WORKLOADS
 from econoserve.report import plots
@@ -270,6 +271,16 @@ def _terms(records: Sequence[Record], facts: Mapping[str, Any]) -> Iterator[str]
     busy = max((record["busy_before"] or 0.0 for record in records), default=0.0)
     yield f"other programs used up to {busy:.0%} of the CPUs before a server was started"
     lag = max(record["client_lag_s"] for record in records)
+    late = [record for record in records if is_late(record)]
+    if late:
+        names = ", ".join(
+            f"{name} {len(runs)}" for (name,), runs in grouped(late, "system").items()
+        )
+        yield (
+            f"WARNING: the load generator was more than {LATE_S * 1e3:g} ms late in {len(late)} of "
+            f"{len(records)} runs ({names}): it got no CPU; measure these again on an idle machine "
+            "(--repeat-late)"
+        )
     yield f"requests were sent up to {lag * 1e3:.0f} ms after they were due; that counts as theirs"
     yield f"runs with a request that ended in an error: {sum(bool(r['errors']) for r in records)}"
 

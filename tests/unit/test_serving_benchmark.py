@@ -400,6 +400,19 @@ def test_command_line_is_checked(capsys, tmp_path):
         assert wrong[0].strip("-").split("-")[0][:6] in capsys.readouterr().err
 
 
+def test_runs_with_a_late_client_are_told_and_measured_again(facts, capsys, tmp_path):
+    cells = [Cell(0, "tight", name, "sharegpt", 1.0) for name in NAMES[:2]]
+    records = [record(cells[0], 1.0), {**record(cells[1], 1.0), "client_lag_s": 0.3}]
+    assert "late in 1 of 2 runs (sglang 1)" in as_markdown(records, facts)
+    assert "WARNING" not in as_markdown(records[:1], facts)
+    store = Store(tmp_path)
+    for cell, one in zip(cells, records, strict=True):
+        store.add(cell, one, {})
+    for flags, left in (([], 0), (["--repeat-late"], 1)):
+        assert command.main(["--out", str(tmp_path), "--quick", "--plan", *flags]) == 0
+        assert f"{left} of 2 runs" in capsys.readouterr().err
+
+
 def test_plan_says_how_much_is_left_and_starts_nothing(capsys, tmp_path):
     assert command.main(["--out", str(tmp_path / "o"), "--plan"]) == 0
     said = capsys.readouterr().err
