@@ -21,7 +21,7 @@ from benchmark.cpu_engine.worker import Handler, serve
 POLL_S = 1.0
 EVENT = b"data: "
 END = b"[DONE]"
-MODE = re.compile(r'\bmode="([^"]*)"')
+MODE = re.compile(r'\b(?:mode|kind)="([^"]*)"')
 COUNTERS = ("_total", "_sum", "_count", "]")
 """How the names of metrics end that only rise."""
 
@@ -33,8 +33,8 @@ def parse_metrics(text: str) -> dict[str, float]:
         text: what ``/metrics`` answers.
 
     Returns:
-        By name of the metric, the sum over its labels; where one of these is ``mode``, also by
-        name and mode, as ``name[mode]``. Values that are no numbers are left out.
+        By name of the metric, the sum over its labels; where one of these is ``mode`` or
+        ``kind``, also by its value, as ``name[value]``. Values that are no numbers are left out.
     """
     found: dict[str, float] = {}
     for line in text.splitlines():

@@ -62,7 +62,11 @@ METRICS = {
     ),
     ECONOSERVE: Metrics(
         "sglang:token_usage",
-        ("econoserve:preemptions_total", "econoserve:allocation_failures_total"),
+        (
+            "econoserve:preemptions_total[recompute]",
+            "econoserve:preemptions_total[offload]",
+            "econoserve:allocation_failures_total",
+        ),
         COMPUTED,
         FIRST,
     ),

@@ -176,15 +176,17 @@ def test_goodput_is_compared_with_the_better_peer():
 
 
 def test_metrics_are_summed_over_labels():
-    text = '# TYPE a counter\na{x="1 2"} 2.0\na{x="2",mode="m"} 3\nb 1e3\nc NaN\n'
-    assert parse_metrics(text) == {"a": 5.0, "a[m]": 3.0, "b": 1000.0}
+    text = '# TYPE a counter\na{x="1 2"} 2.0\na{x="2",mode="m"} 3\nb{kind="k"} 1e3\nc NaN\n'
+    assert parse_metrics(text) == {"a": 5.0, "a[m]": 3.0, "b": 1000.0, "b[k]": 1000.0}
 
 
 def test_recomputed_tokens_are_those_beyond_the_first_time():
     counters = {
         "sglang:realtime_tokens_total[prefill_compute]": 150.0,
         "sglang:prefill_effective_tokens_total[input]": 110.0,
-        "econoserve:preemptions_total": 2.0,
+        "econoserve:preemptions_total": 9.0,
+        "econoserve:preemptions_total[park]": 7.0,
+        "econoserve:preemptions_total[recompute]": 2.0,
         "econoserve:allocation_failures_total": 1.0,
     }
     assert recomputed_tokens("sglang", counters) == 40.0
