@@ -53,8 +53,8 @@ WORDS = {
     "JCT, TTFT": "from when a request was due to its last and its first token at the client",
     "TPOT": "time for each token after the first",
     "preempted": (
-        "vLLM's preemptions, SGLang's retractions, EconoServe's preemptions that give the KVC up or "
-        "move it to host memory"
+        "vLLM's preemptions, SGLang's retractions, EconoServe's preemptions that give KVC "
+        "up or move it to host memory"
     ),
     "recomputed": "prompt and output tokens computed again; - where a system does not say",
     "KVC use": "mean of the server's own gauge, once a second; vLLM counts whole blocks",
