@@ -6,7 +6,7 @@ UV_VERSION := 0.13.8
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test lint format doctor bench bench-cpu bench-core soak clean
+.PHONY: help setup demo serve test lint format doctor bench bench-cpu bench-serving bench-core soak clean
 
 help: ## show what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -49,6 +49,9 @@ bench: $(READY) ## compare with stock SGLang (about half an hour)
 
 bench-cpu: $(READY) ## compare the CPU engine with torch_native and vLLM (about an hour; sets up vLLM)
 	@$(BIN)/python -m benchmark.cpu_engine.run
+
+bench-serving: $(READY) ## compare servers with stock SGLang and vLLM (some hours; can be resumed)
+	@$(BIN)/python -m benchmark.serving --out build/serving
 
 bench-core: $(READY) ## time the scheduler's planning (about a minute)
 	@$(BIN)/python benchmark/core/plan_time.py

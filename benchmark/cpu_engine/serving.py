@@ -159,13 +159,16 @@ class Server:
         system: the system.
         model: the model's folder.
         logs: folder for what it prints.
+        kvc_tokens: size of its KV cache.
     """
 
-    def __init__(self, system: System, model: Path, logs: Path) -> None:
+    def __init__(
+        self, system: System, model: Path, logs: Path, kvc_tokens: int = KVC_TOKENS
+    ) -> None:
         self._system, self._model = system, model
         self._port = _free_port()
         self._began_s = time.monotonic()
-        command = server_command(system, model, KVC_TOKENS, self._port)
+        command = server_command(system, model, kvc_tokens, self._port)
         self.process = Process(
             f"{system.name}, server",
             [sys.executable, "-P", str(GUARD), *command],
@@ -190,14 +193,14 @@ class Server:
         Raises:
             Failed: it did not start, or runs another attention backend than it should.
         """
-        while self._get("/health") is None:
+        while self.get("/health") is None:
             if self.process.status is not None:
                 raise self.process.failure(f"exit status {self.process.status}")
             if time.monotonic() - self._began_s > START_TIMEOUT_S:
                 raise self.process.failure(f"not ready after {START_TIMEOUT_S:g} s")
             time.sleep(POLL_S)
         if self._system.attention_backend is not None:
-            found = json.loads(self._get("/server_info") or b"{}").get("attention_backend")
+            found = json.loads(self.get("/server_info") or b"{}").get("attention_backend")
             if found != self._system.attention_backend:
                 raise self.process.failure(
                     f"attention_backend={found}: this system is measured with "
@@ -229,10 +232,22 @@ class Server:
             "output_tokens": found["total_output_tokens"],
         }
 
-    def _get(self, path: str) -> bytes | None:
-        """The body of an answer, or ``None`` unless its status is 200."""
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def get(self, path: str) -> bytes | None:
+        """Ask it.
+
+        Args:
+            path: of the address, with its slash.
+
+        Returns:
+            The body of the answer, or ``None`` unless its status is 200.
+        """
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self._port}{path}", timeout=10) as got:
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=10) as got:
                 return got.read()
         except (urllib.error.URLError, OSError):
             return None

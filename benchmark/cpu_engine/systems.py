@@ -32,7 +32,7 @@ class System:
         title: what it is, for readers.
         client: what ``bench_serving`` calls its API.
         attention_backend: what SGLang must say it runs; ``None`` for vLLM.
-        arguments: SGLang's engine arguments that only this system gets.
+        arguments: engine arguments that only this system gets, under its engine's names.
         environment: variables that only this system gets; ``None`` removes one.
     """
 
@@ -138,14 +138,16 @@ def _sglang_arguments(system: System, model: Path, kvc_tokens: int) -> dict[str,
     }
 
 
-def _vllm_arguments(model: Path, kvc_tokens: int) -> dict[str, Any]:
+def _vllm_arguments(system: System, model: Path, kvc_tokens: int) -> dict[str, Any]:
+    own = dict(system.arguments)
+    block_tokens = own.setdefault("block_size", VLLM_BLOCK_TOKENS)
     return {
         "model": str(model),
         "dtype": DTYPE,
         "max_model_len": MAX_REQUEST_TOKENS,
-        "block_size": VLLM_BLOCK_TOKENS,
-        "num_gpu_blocks_override": kvc_tokens // VLLM_BLOCK_TOKENS,
+        "num_gpu_blocks_override": kvc_tokens // block_tokens,
         "seed": 1,
+        **own,
     }
 
 
@@ -162,7 +164,7 @@ def offline_job(system: System, model: Path, kvc_tokens: int) -> dict[str, Any]:
     """
     if system.name == VLLM:
         engine = {
-            **_vllm_arguments(model, kvc_tokens),
+            **_vllm_arguments(system, model, kvc_tokens),
             "max_num_seqs": MAX_RUNNING_REQUESTS,
             "disable_log_stats": True,
         }
@@ -191,7 +193,7 @@ def server_command(system: System, model: Path, kvc_tokens: int, port: int) -> l
         VLLM: "vllm.entrypoints.openai.api_server",
     }.get(system.name, "sglang.launch_server")
     arguments = (
-        _vllm_arguments(model, kvc_tokens)
+        _vllm_arguments(system, model, kvc_tokens)
         if system.name == VLLM
         else _sglang_arguments(system, model, kvc_tokens)
     )

@@ -1,0 +1,1 @@
+"""EconoServe, stock SGLang and vLLM as servers under the same load; see ``README.md``."""
