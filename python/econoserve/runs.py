@@ -175,8 +175,9 @@ def workers(count: int) -> Iterator[SideBySide]:
     finally:
         left = multiprocessing.active_children()
         pool.shutdown(wait=False, cancel_futures=True)
+        # They hold nothing, and may have inherited a handler of SIGTERM.
         for worker in left:
-            worker.terminate()
+            worker.kill()
         for worker in left:
             worker.join()
 

@@ -306,6 +306,15 @@ def test_errors_of_a_worker_name_its_run(capsys):
     assert children(os.getpid()) == before
 
 
+@pytest.fixture
+def deaf_to_sigterm():
+    """A handler of SIGTERM that the runs' processes inherit."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("deaf_to_sigterm")
 def test_a_mistake_of_ours_keeps_its_trace_and_names_its_run(monkeypatch):
     def broken(spec):
         raise KeyError("r1")
@@ -346,7 +355,13 @@ def test_an_interrupted_command_leaves_nothing(how):
     arguments = ["--policy", "plus", "--rate", "6", "7", "--num-requests", "30000", "--jobs", "2"]
     command = [sys.executable, "-m", "econoserve.cli", "simulate", *arguments, *MACHINE]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background of a shell ignore it, and so would the command.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     workers, deadline = [], time.monotonic() + 60
     while time.monotonic() < deadline and len(workers) < 2:
