@@ -5,7 +5,7 @@ Shrinking a failing example can take minutes: ask for it with ``--hypothesis-pro
 
 import os
 
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -16,5 +16,7 @@ settings.register_profile(
     derandomize=True,
     database=None,
     phases=(Phase.explicit, Phase.generate),
+    # A machine that is busy draws slowly, too.
+    suppress_health_check=(HealthCheck.too_slow,),
 )
 settings.load_profile("quick")
