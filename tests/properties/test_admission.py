@@ -152,9 +152,17 @@ def test_a_plan_promises_no_more_than_the_ledger_has(requests, config, mode, max
 @pytest.mark.parametrize("risk", [0.01, 0.1])
 @pytest.mark.parametrize("seed", range(10))
 def test_with_many_claims_a_plan_keeps_the_risk(seed, risk):
+    check_many_claims(seed, KvcConfig(KvcMode.RISK, reserve_fraction=0.0, risk=risk))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_with_many_claims_a_plan_keeps_what_the_mode_promises(mode):
+    check_many_claims(3, KvcConfig(mode, reserve_fraction=0.0))
+
+
+def check_many_claims(seed, kvc):
     """Groups whose members have little in common but the middle of their distribution."""
     draw = random.Random(seed)
-    kvc = KvcConfig(KvcMode.RISK, reserve_fraction=0.0, risk=risk)
     policy = Checked(EconoServeConfig(12_000, kvc, tfs=TfsConfig(512), parked_fraction=0.5))
     requests = []
     for number in range(150):

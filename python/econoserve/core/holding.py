@@ -5,8 +5,7 @@ a CUDA graph, and attention over both is slower than over either. Everybody who 
 that, once for each such pass, however many prompts are in it. So prompts are held back until the
 time that they have waited outweighs it, but for a few steps only. (Where it is not known what is
 still to come, that costs at most twice what the best hindsight would, as with the acknowledgements
-of TCP: Dooly, Goldman and Scott, JACM 2001.) All of this is ours, not the
-paper's.
+of TCP: Dooly, Goldman and Scott, JACM 2001.) All of this is ours, not the paper's.
 """
 
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ class Holding:
             ``True`` if they wait.
         """
         decoding, context_tokens = draft.decoding, self._books.ledger.decoding_tokens
-        if not decoding or not self.config.steps:
+        if not decoding or not self.config.steps or not len(self._books.waiting):
             return False
         limit_s = self.config.pace * draft.tpot_s
         if self._pace_s > limit_s > SPARE * self._alone_s and self._steps < SLOW_STEPS:
