@@ -343,4 +343,7 @@ def _check(spec: RunSpec, attain: float, min_duration_s: float) -> None:
         raise ValueError(f"min_duration_s={min_duration_s}: give 0 or more")
     slo = spec.workload.slo
     if slo.ttft_s is None and slo.tpot_s is None and slo.e2e_s is None:
-        raise ValueError("slo: no objective is stated; give ttft, tpot or e2e")
+        raise ValueError(
+            "slo: no objective is stated, so none can be attained; give one, such as --slo "
+            "ttft=1,tpot=0.1"
+        )
