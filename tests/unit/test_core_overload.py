@@ -44,6 +44,15 @@ def serving(running=8, mixed_s=MIXED_S, slo=NO_SLO, **config):
     return policy
 
 
+def at_pace(pace_s, tpot_s):
+    """A policy whose decodes have had such a pace."""
+    policy = serving(slo=Slo(tpot_s=tpot_s))
+    for _ in range(1000):
+        policy.on_iteration(IterationWork(prefill_tokens=12, decoding=5), MIXED_S)
+        policy.on_iteration(IterationWork(decoding=5), 2 * pace_s - MIXED_S)
+    return policy
+
+
 def come(policy, rid, now_s, prompt=10, slo=NO_SLO):
     policy.add(Task(rid, now_s, prompt, LengthPrediction((200,), 1.0, 400), slo))
 
@@ -86,10 +95,23 @@ def test_a_prompt_is_held_for_a_few_steps_only():
 
 
 def test_a_prompt_with_little_time_is_not_held():
-    policy = serving()
-    come(policy, "new", 1.0, slo=Slo(ttft_s=0.1))
-    assert started(policy, 1.01) == []
+    policy = at_pace(0.02, tpot_s=0.022)
+    come(policy, "new", 1.0, slo=Slo(ttft_s=0.13))
+    assert started(policy, 1.005) == []
     assert started(policy, 1.03) == ["new"]
+
+
+@pytest.mark.parametrize("tpot_s", [0.03, None], ids=["loose", "none"])
+def test_a_prompt_with_an_slo_is_not_held_where_the_decodes_do_not_need_it(tpot_s):
+    policy = at_pace(0.02, tpot_s)
+    come(policy, "new", 1.0, slo=Slo(ttft_s=0.2))
+    assert started(policy, 1.0) == ["new"]
+
+
+def test_prompts_without_an_slo_are_not_held_where_the_decodes_keep_theirs_easily():
+    policy = at_pace(0.02, tpot_s=0.03)
+    come(policy, "new", 1.0)
+    assert started(policy, 1.0) == ["new"]
 
 
 @pytest.mark.parametrize(

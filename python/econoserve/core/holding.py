@@ -8,6 +8,7 @@ still to come, that costs at most twice what the best hindsight would, as with t
 of TCP: Dooly, Goldman and Scott, JACM 2001.) All of this is ours, not the paper's.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -20,6 +21,10 @@ from econoserve.core.types import Launch, View
 
 PROMPTS = 16
 """Prompts that are looked at; bounds the cost."""
+
+TIGHT = 0.8
+"""Prompts with an SLO are held only where the pace takes more than this share of the tightest TPOT
+objective: elsewhere nobody keeps an SLO because of it, and some lose theirs."""
 
 SLACK_SHARE = 0.25
 """Share of the time until its latest start, less two passes, for which a prompt may be held."""
@@ -120,6 +125,9 @@ class Holding:
         decoding, context_tokens = draft.decoding, self._books.ledger.decoding_tokens
         if not decoding or not self.config.steps or not len(self._books.waiting):
             return False
+        relaxed = self._pace_s < TIGHT * draft.tpot_s
+        if relaxed and draft.tpot_s < math.inf:
+            return False
         limit_s = self.config.pace * draft.tpot_s
         if self._pace_s > limit_s > SPARE * self._alone_s and self._steps < SLOW_STEPS:
             return True
@@ -137,6 +145,8 @@ class Holding:
             if lost_s <= 0:
                 return False
             if self._ordering.has_slo(state):
+                if relaxed:
+                    return False
                 latest_s = self._ordering.latest_start_s(state, generating=False)
                 # Its own pass takes longer than what it adds, and the one under way comes before.
                 slack_s = latest_s - state.task.arrival_s - 2 * mixed_s

@@ -115,7 +115,9 @@ class Ordering:
             service_s = prefill_s + state.response_tokens * self._step_s()
             starts.append(slo.e2e_s - service_s)
         if not generating and slo.ttft_s is not None:
-            starts.append(slo.ttft_s - prefill_s)
+            # The first token comes at the end of a pass, with everybody's decode tokens in it.
+            pass_s = self._cost.base_s(True, len(self._ledger), self._ledger.decoding_tokens)
+            starts.append(slo.ttft_s - prefill_s - pass_s)
         if generating and slo.tpot_s is not None:
             allowed_s = (slo.ttft_s or 0.0) + slo.tpot_s * task.prediction.tokens
             starts.append(allowed_s - state.response_tokens * self._step_s())
