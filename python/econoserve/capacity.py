@@ -26,7 +26,7 @@ from econoserve.sim.capacity import (
 from econoserve.sim.placement_search import Each, Limits, best_placement, fewest_gpus
 from econoserve.sim.pool import SimulationError
 from econoserve.sim.run import DISTSERVE, RunSpec
-from econoserve.simulate import RATE, add_system_arguments, spec_of
+from econoserve.simulate import RATE, add_system_arguments, check_used, spec_of
 
 COLUMNS = {
     "policy": "policy",
@@ -187,11 +187,16 @@ def cells(result: dict[str, Any]) -> list[str]:
         result: of ``search_one``.
 
     Returns:
-        A cell for each of ``COLUMNS``; a rate above which none was found too high is marked.
+        A cell for each of ``COLUMNS``; a rate above which none was found too high is marked, and
+        so is where nothing was found.
     """
     row = {name: cell(result.get(name)) for name in COLUMNS}
     if result.get("above_rps", 0.0) is None:
         row["rate_rps"] = f"at least {row['rate_rps']}"
+    if result["rate_rps"] == 0:
+        row["rate_rps"] = "none"
+    if result["instances"] == 0:
+        row["instances"] = f"over {max(trial['instances'] for trial in result['trials'])}"
     return list(row.values())
 
 
@@ -291,6 +296,7 @@ def _placement(search: Search, limits: Limits, each: Each) -> dict[str, Any]:
 
 
 def _searches(options: argparse.Namespace) -> Iterator[Search]:
+    check_used(options)
     most = None if options.gpus_for is None else options.max_instances
     rate_rps = options.start_rate if options.gpus_for is None else options.gpus_for
     for policy in options.policy:

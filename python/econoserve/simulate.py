@@ -235,6 +235,10 @@ def main(options: argparse.Namespace) -> int:
         The exit status: 0, or 2 after an error, which is printed.
     """
     try:
+        if options.series and options.output == "table":
+            raise ValueError(
+                f"--series {options.series}: a table shows none: add --output json, or leave it out"
+            )
         if options.output == "html":
             check_matplotlib()
         points = options.series or (SERIES_POINTS if options.output == "html" else 0)
@@ -261,13 +265,38 @@ def run_specs(options: argparse.Namespace, series_points: int = 0) -> list[RunSp
         What to run.
 
     Raises:
-        ValueError: there is no such profile; names the flag.
+        ValueError: there is no such profile, or a flag is used by no policy; names the flag.
     """
+    check_used(options)
     return [
         spec_of(options, policy, rate_rps, options.seed, series_points)
         for policy in options.policy
         for rate_rps in options.rate
     ]
+
+
+def check_used(options: argparse.Namespace) -> None:
+    """Refuse flags that none of the policies uses.
+
+    Args:
+        options: as ``add_system_arguments`` describes them.
+
+    Raises:
+        ValueError: a flag would change nothing; names it.
+    """
+    others = [policy for policy in options.policy if policy != DISTSERVE]
+    if len(others) == len(options.policy):
+        flags = {
+            "--disaggregate": options.disaggregate,
+            "--link-gb-per-s": options.link_gb_per_s,
+        }
+        for flag, value in flags.items():
+            if value is not None:
+                raise ValueError(f"{flag} {value}: only --policy {DISTSERVE} uses it; leave it out")
+    elif not others and options.tensor is not None:
+        raise ValueError(
+            f"--tensor {options.tensor}: the placement of {DISTSERVE} states it; leave it out"
+        )
 
 
 def spec_of(

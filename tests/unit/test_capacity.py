@@ -169,3 +169,18 @@ def test_the_command_explains_what_is_wrong(capsys):
     arguments = "capacity --policy plus --hardware a100 --model opt-13b"
     assert main(arguments.split()) == 2
     assert "no objective is stated" in capsys.readouterr().err
+    assert main([*arguments.split(), "--link-gb-per-s", "3"]) == 2
+    assert "--link-gb-per-s 3.0: only --policy distserve" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "column", "shown"),
+    [("--start-rate 1", "rate", "none"), ("--gpus-for 1 --max-instances 2", "instances", "over 2")],
+)
+def test_the_table_says_that_nothing_was_found(capsys, more, column, shown):
+    arguments = "capacity --policy plus --hardware a100 --model opt-13b --slo e2e=0.001"
+    arguments += f" --num-requests 5 --min-duration-s 0 {more}"
+    assert main(arguments.split()) == 0
+    heading, _, line = capsys.readouterr().out.splitlines()
+    names = [name.strip() for name in heading.split("|")]
+    assert line.split("|")[names.index(column)].strip() == shown

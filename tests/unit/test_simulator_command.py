@@ -20,6 +20,7 @@ from econoserve.workload.workload import WorkloadSpec
 
 MACHINE = ["--hardware", "a100", "--model", "opt-13b"]
 RUN = ["--policy", "plus", "--rate", "3", "--num-requests", "12", *MACHINE]
+APART = ["--disaggregate", "prefill=1x1x1,decode=1x1x1"]
 SWEEP = ["--policy", "sdo", "plus", "vllm_v1", "--rate", "3", "6", "--num-requests", "15", *MACHINE]
 
 
@@ -204,12 +205,12 @@ def test_prefix_caching_needs_a_trace_with_names_of_blocks(capsys, keeps):
 
 
 def test_distserve_has_no_router_and_states_none(capsys):
-    run = ["--policy", "distserve", "--disaggregate", "prefill=1x1x1,decode=1x1x1", *RUN[2:]]
+    run = ["--policy", "distserve", *APART, *RUN[2:]]
     assert json.loads(simulated(capsys, *run, "--output", "json"))["router"] is None
 
 
 def test_distserve_has_no_late_results(capsys):
-    run = ["--policy", "distserve", "--disaggregate", "prefill=1x1x1,decode=1x1x1", *RUN[2:]]
+    run = ["--policy", "distserve", *APART, *RUN[2:]]
     assert main(["simulate", *run, "--results", "late"]) == 2
     assert "results=late: distserve has neither" in capsys.readouterr().err
 
@@ -291,6 +292,13 @@ def test_errors_name_the_flag_that_was_typed(capsys, arguments, words):
         (["--hardware", "x"], "--hardware x: choose one of a100"),
         (["--trace", "no.csv"], "plus at rate 3: trace no.csv: no such file"),
         (["--kvc-tokens", "9"], "no request fits into a context of 8 tokens"),
+        (["--series", "9"], "--series 9: a table shows none: add --output json"),
+        (["--link-gb-per-s", "3"], "--link-gb-per-s 3.0: only --policy distserve uses it"),
+        ([*APART], "--disaggregate prefill=1x1x1,decode=1x1x1: only --policy distserve uses it"),
+        (
+            [*APART, "--policy", "distserve", "--tensor", "2"],
+            "--tensor 2: the placement of distserve states it",
+        ),
     ],
 )
 def test_errors_say_what_to_do(capsys, arguments, words):
