@@ -21,6 +21,7 @@ from benchmark.scheduler_comparison.systems import RunFailed, Runner
 from benchmark.scheduler_comparison.worker import ECONOSERVE
 from benchmark.scheduler_comparison.workload import Request, Vocabulary, WorkloadSpec, generate
 from econoserve import demo_model
+from econoserve.arguments import file_of, whole_number
 from econoserve.policies import make_policy
 from econoserve.prediction.registry import make_replay_predictor
 from econoserve.prediction.request import RequestFeatures
@@ -199,8 +200,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m benchmark.validation.own_engine")
     add = parser.add_argument
-    add("--requests", type=int, default=240, help="in each run. Default: %(default)s")
-    add("--json", type=Path, metavar="FILE", help="also write all figures there")
+    add(
+        "--requests",
+        type=whole_number(1),
+        default=240,
+        metavar="N",
+        help="in each run. Default: %(default)s",
+    )
+    add("--json", type=file_of(".json"), metavar="FILE", help="also write all figures there")
     options = parser.parse_args(argv)
     model = demo_model.ensure()
     vocabulary = Vocabulary.of_model(model)

@@ -21,6 +21,7 @@ import numpy as np
 from tabulate import tabulate
 
 from benchmark.profiles.operators import GPUS, profile
+from econoserve.arguments import file_of
 from econoserve.core.types import Outcome
 from econoserve.policies import make_policy
 from econoserve.prediction.quantile import GlobalQuantiles
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     text = "folder with traces/ and calibration/. Default: ../shared/data of the project"
     add("--data", type=Path, default=DATA, metavar="DIR", help=text)
-    add("--json", type=Path, metavar="FILE", help="also write all figures there")
+    add("--json", type=file_of(".json"), metavar="FILE", help="also write all figures there")
     options = parser.parse_args(argv)
     if not (options.data / TRACE).is_file():
         print(f"--data {options.data}: {TRACE} is not there; name the folder", file=sys.stderr)
