@@ -22,7 +22,8 @@ from benchmark.paper.plan import STAGES, needed
 from benchmark.paper.requests import requests_of
 from benchmark.paper.store import Line, Store, code_version
 from benchmark.paper.tasks import Task, do
-from econoserve.arguments import number, whole_number
+from econoserve.arguments import file_of, number, whole_number
+from econoserve.cli import INTERRUPTED
 from econoserve.runs import workers
 
 OUT = "paper-claims.jsonl"
@@ -66,7 +67,9 @@ def measure(
                     running[threads.submit(one, task)] = task
             if not running:
                 return list(failed.values())
-            bar.total = len(store) + len(failed) + len(left)
+            under_way = {task.key for task in running.values()}
+            waiting = sum(task.key not in under_way for task in left)
+            bar.total = len(store) + len(failed) + len(under_way) + waiting
             bar.set_description(", ".join(str(task) for task in running.values()))
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task = running.pop(future)
@@ -100,7 +103,13 @@ def add_paper_arguments(parser: argparse.ArgumentParser) -> None:
         parser: of a command.
     """
     add = parser.add_argument
-    add("--out", type=Path, default=Path(OUT), metavar="FILE.jsonl", help="default: %(default)s")
+    add(
+        "--out",
+        type=file_of(".jsonl"),
+        default=Path(OUT),
+        metavar="FILE.jsonl",
+        help="where the runs are kept; default: %(default)s",
+    )
     add(
         "--cells",
         nargs="+",
@@ -213,6 +222,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"benchmark.paper: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("benchmark.paper: interrupted; call again to go on", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     left = len(needed(Known(paper, store), options.stages))
     print(
         f"{len(store) - before} runs done, {len(store)} in {options.out} "

@@ -103,10 +103,42 @@ def capacities(known: Known) -> str:
         rates = [_rate(found[policy]) for policy in POLICIES]
         peer = best[0] if best else None
         rows.append([f"`{cell.name}`", *rates, _rate(exact), peer, _two(ratio), _two(first)])
-    means = [_two(geometric_mean(values)) if values else None for values in (over_best, over_first)]
+    means = [_mean(values) for values in (over_best, over_first)]
     rows.append(["geometric mean", *[""] * (len(POLICIES) + 2), *means])
     headers = ("setting", *POLICIES, "plus, exact", "best peer", "plus/best", "plus/vllm")
     return table(headers, rows)
+
+
+def competition(known: Known) -> str:
+    """``plus`` over the others at 90 % SLO; and beside the best of today's at its capacity."""
+    rows = []
+    for other in (*PEERS, VLLM_2023):
+        values = []
+        for cell in known.paper.cells:
+            ours, theirs = known.capacity(cell, "plus"), known.capacity(cell, other)
+            if ours is not None and theirs is not None and theirs.rate_rps:
+                values.append(Value(ours.rate_rps / theirs.rate_rps, f"`{cell.name}`"))
+        rows.append([f"capacity over {other}", *_range(over(values), "ratio")])
+    capacity, jct_s, heaviest = [], [], []
+    for cell in known.paper.cells:
+        best, where = best_peer(known, cell), f"`{cell.name}`"
+        if best is None or not best[1]:
+            continue
+        if (ours := known.capacity(cell, "plus")) is not None:
+            capacity.append(Value(ours.rate_rps / best[1], where))
+        theirs, run = known.capacity(cell, best[0]), known.run(cell, "plus", best[1])
+        if theirs is not None and run is not None:
+            peer = theirs.figures
+            jct_s.append(Value(run["p99_jct_s"] / peer["p99_jct_s"], where))
+            last = run["ssr_by_demand"][-1], peer["ssr_by_demand"][-1]
+            if None not in last:
+                heaviest.append(Value(last[0] - last[1], where))
+    rows.append(["capacity over the best of today's", *_range(over(capacity), "ratio")])
+    there = "at the best peer's capacity"
+    rows.append([f"p99 JCT over that peer's, {there}", *_range(over(jct_s), "ratio")])
+    rows.append([f"SSR of the heaviest tenth, less the peer's, {there}"])
+    rows[-1].extend(_range(over(heaviest), "share"))
+    return table(("plus", "min", "median", "max", "where the max is", "of"), rows)
 
 
 def at_capacity(known: Known) -> str:
@@ -244,7 +276,8 @@ def distserve(known: Known) -> str:
         choices |= {n: known.capacity(cell, "plus", tensor=n) for n in tensors(known.paper, cell)}
         per_gpu = {n: found.rate_rps / n for n, found in choices.items() if found is not None}
         if theirs is None or not theirs["placement"] or not per_gpu:
-            rows.append([f"`{cell.name}`", *[None] * 7])
+            placement = None if theirs is None else theirs["placement"] or "none keeps the SLO"
+            rows.append([f"`{cell.name}`", placement, *[None] * 5])
             continue
         theirs_per_gpu = theirs["rate_rps"] / theirs["gpus"]
         gpus = max(per_gpu, key=lambda n: per_gpu[n])
@@ -255,14 +288,12 @@ def distserve(known: Known) -> str:
             fewer = None
             if per_gpu.get(number):
                 fewer = fewer_gpus(per_gpu[number], theirs_per_gpu)
-                values.append(Value(fewer, cell.name))
+                values.append(Value(fewer, f"`{cell.name}`"))
             shown.append(_share(fewer))
         rows.append([*row, *shown])
     for title, values in (("over all settings", saved), ("with as many GPUs together", same)):
         if (found := over(values)) is not None:
-            span = " / ".join(
-                _share(value) for value in (found.least.value, found.median, found.most.value)
-            )
+            span = f"{_span(found, 'share')} ({found.most.where})"
             rows.append([f"{title}: min / median / max", "", "", "", "", span, ""])
     headers = (
         "setting",
@@ -289,6 +320,7 @@ def ablation(known: Known) -> str:
 TABLES: Mapping[str, Callable[[Known], str]] = {
     "settings": settings,
     "capacities": capacities,
+    "competition": competition,
     "at-capacity": at_capacity,
     "at-peers-capacity": at_peers_capacity,
     "ranges": ranges,
@@ -307,6 +339,11 @@ def _claim(known: Known, cell: Cell, claim: Claim, policy: str, predictor: str) 
     if len(theirs) < len(FRACTIONS) or len(ours) < len(FRACTIONS):
         return []
     return claim(ours, theirs, f"`{cell.name}`")
+
+
+def _mean(values: Sequence[float]) -> str | None:
+    """The geometric mean, and of how many settings it is."""
+    return f"{geometric_mean(values):.2f} (of {len(values)})" if values else None
 
 
 def _range(found: Range | None, form: str) -> list[str | None]:

@@ -243,6 +243,13 @@ def test_the_report_of_a_tiny_store(tmp_path, monkeypatch, capsys):
     row = next(line for line in TABLES["capacities"](known).splitlines() if CELL.name in line)
     assert f"{plus / best[1]:.2f}" in row and best[0] in row
     assert TABLES["capacities"](known) in text
+    of_best = next(
+        [cell.strip() for cell in line.split("|")]
+        for line in TABLES["competition"](known).splitlines()
+        if "best of today's" in line
+    )
+    ratio = f"{plus / best[1]:.2f}x"
+    assert of_best[2:7] == [ratio, ratio, ratio, f"`{CELL.name}`", "1"]
     assert "0 runs are missing" in capsys.readouterr().err
     report.main([*told, "--page", str(page)])
     assert page.read_text() == text, "the same store gives the same page"
@@ -256,12 +263,20 @@ def test_an_empty_store_makes_tables_of_dashes(tmp_path):
     for name, write in TABLES.items():
         text = write(known)
         assert text.startswith("| "), name
+        assert text.splitlines()[0].split("|")[1].strip(), f"{name}: more cells than headings"
     assert " - " in TABLES["capacities"](known)
 
 
 def test_a_page_without_a_place_is_refused():
     with pytest.raises(ValueError, match="begin NAME"):
         report.refresh("nothing here", {"settings": "|"})
+
+
+def test_a_folder_that_is_not_there_is_refused_before_anything_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run.main(["--quick", "--out", str(tmp_path / "nowhere" / "runs.jsonl")])
+    assert end.value.code == 2
+    assert "argument --out" in (said := capsys.readouterr().err) and "there is no folder" in said
 
 
 @pytest.mark.parametrize(
