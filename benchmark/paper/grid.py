@@ -105,6 +105,13 @@ ABLATION = (
 BATCH_LIMITED = ("vllm", "vllm_v1", "sarathi")
 """Policies with a limit of their own on the requests in a batch; it is set to the cell's."""
 
+GPU_CONSTANTS: Mapping[tuple[str, str], Mapping[str, int]] = {
+    ("vllm_v1", "rtx-pro-6000"): {"max_batch_tokens": 8192}
+}
+"""By policy and hardware: constants that a server's defaults raise on that GPU. vLLM's rule is that
+of ``Cell.max_running``. SGLang's chunk is left at 8,192 on the RTX 4090, where its default is 4,096
+and serves somewhat less."""
+
 DISTSERVE_HARDWARE = "a100"
 """Where times with several GPUs are known, so that placements can be searched."""
 
@@ -213,14 +220,16 @@ class Paper:
             lasting = round(rate_rps * self.scale.min_duration_s)
             requests = max(self.scale.requests, lasting)
         workload = WorkloadSpec(self.trace(cell), rate_rps, requests, slo=cell.slo, seed=self.seed)
-        limited = policy in BATCH_LIMITED
+        constants = dict(GPU_CONSTANTS.get((policy, cell.hardware), {}))
+        if policy in BATCH_LIMITED:
+            constants["max_seqs"] = cell.max_running
         return RunSpec(
             policy,
             workload,
             cell.hardware,
             cell.model,
             predictor=predictor,
-            constants={"max_seqs": cell.max_running} if limited else {},
+            constants=constants,
             max_running=cell.max_running,
             tensor=tensor,
         )

@@ -128,6 +128,18 @@ def test_a_line_is_found_by_all_settings_of_its_run(tmp_path):
             assert again.get(Rate(other, whole=False).key) is None
 
 
+def test_peers_have_the_defaults_that_their_servers_take_on_a_gpu():
+    def constants(hardware, policy):
+        cell = next(cell for cell in CELLS if cell.hardware == hardware)
+        return PAPER.spec(cell, policy, 3.0).constants
+
+    large = {"max_seqs": 1024, "max_batch_tokens": 8192}
+    assert constants("rtx-pro-6000", "vllm_v1") == large
+    assert constants("a100", "vllm_v1") == {"max_seqs": 256}
+    assert constants("rtx-pro-6000", "sarathi") == {"max_seqs": 1024}
+    assert constants("rtx-pro-6000", "plus") == constants("rtx-4090", "sglang") == {}
+
+
 def test_lines_of_other_code_are_not_used_unless_asked_for(tmp_path):
     path = tmp_path / "runs.jsonl"
     task = Rate(PAPER.spec(CELL, "plus", 3.0), whole=False)
