@@ -152,11 +152,13 @@ def bars(found: Sequence[Comparison], looks: Looks) -> Callable[["Figure"], None
 
     Returns:
         What draws it; a line goes from the rate that is still served well to that which is not, an
-        arrow stands where no measured rate was too high.
+        arrow stands where no measured rate was too high, a pale bar where all were.
     """
     sizes = list(dict.fromkeys(one.kvc for one in found))
 
     def draw(figure: "Figure") -> None:
+        from matplotlib.patches import Patch
+
         for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
             own = [one for one in found if one.kvc == size]
             width = 0.8 / len(looks)
@@ -165,8 +167,9 @@ def bars(found: Sequence[Comparison], looks: Looks) -> Callable[["Figure"], None
                     if (rate := one.by_system.get(system)) is None:
                         continue
                     x = column + (place - (len(looks) - 1) / 2) * width
-                    label = system if column == 0 else None
-                    axes.bar(x, rate.rate_rps, 0.9 * width, color=look.colour, label=label)
+                    # Pale where even the lowest measured rate is too high.
+                    alpha = 0.25 if rate.reach is Reach.AT_MOST else 1.0
+                    axes.bar(x, rate.rate_rps, 0.9 * width, color=look.colour, alpha=alpha)
                     if math.isinf(rate.high_rps):
                         axes.plot(x, rate.rate_rps, marker="^", markersize=5, color=look.colour)
                     else:
@@ -174,7 +177,7 @@ def bars(found: Sequence[Comparison], looks: Looks) -> Callable[["Figure"], None
             axes.set_xticks(range(len(own)), [one.workload for one in own], rotation=20)
             axes.set(title=f"KVC {size}", ylabel="requests per second")
             axes.grid(False, axis="x")
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right upper")
+        handles = [Patch(color=look.colour, label=system) for system, look in looks.items()]
+        figure.legend(handles=handles, loc="outside right upper")
 
     return draw
