@@ -145,7 +145,7 @@ def _vllm_arguments(system: System, model: Path, kvc_tokens: int) -> dict[str, A
         "model": str(model),
         "dtype": DTYPE,
         "max_model_len": MAX_REQUEST_TOKENS,
-        "num_gpu_blocks_override": kvc_tokens // block_tokens,
+        "num_gpu_blocks_override": kvc_tokens // block_tokens + 1,  # no request gets the first one
         "seed": 1,
         **own,
     }

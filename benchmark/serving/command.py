@@ -22,7 +22,7 @@ from benchmark.scheduler_comparison.report import machine, versions
 from benchmark.scheduler_comparison.systems import cpu_busy_share
 from benchmark.serving.measure import Session, Settings
 from benchmark.serving.records import Cell, SettingsDiffer, Store, is_late, merge, missing, order
-from benchmark.serving.report import as_html, as_markdown
+from benchmark.serving.report import as_html, as_markdown, as_plot
 from benchmark.serving.systems import (
     KVC_TOKENS,
     MAX_RUNNING,
@@ -76,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="say what would be measured and how long it takes")
     add("--json", type=Path, help="merge the records into this file, docs/results/serving.json")
     add("--markdown", type=Path, help="write a page with the result to this file")
+    add("--plot", type=Path, help="write the plot of goodput to this file, as SVG")
     return parser
 
 
@@ -124,8 +125,9 @@ def estimate_s(servers: Sequence[Sequence[Cell]], settings: Settings) -> float:
     for cells in servers:
         seconds += START_S.get(family(cells[0].system), OTHER_START_S)
         for cell in cells:
-            rate = rate_rps(WORKLOADS[cell.workload], cell.load, cell.kvc)
-            arrivals_s = settings.count(rate) / rate
+            workload = WORKLOADS[cell.workload]
+            rate = rate_rps(workload, cell.load, cell.kvc)
+            arrivals_s = settings.count(workload, rate) / rate
             seconds += arrivals_s * max(cell.load / SERVED_LOAD, 1.0) + RUN_OVERHEAD_S
     return seconds
 
@@ -151,6 +153,11 @@ def describe(options: argparse.Namespace, settings: Settings) -> dict[str, Any]:
         "vllm_block_tokens": VLLM_BLOCK_TOKENS,
         "machine": machine(),
         "versions": {**versions(), "vllm": peer.VERSION},
+        "spans": {name: workload.span for name, workload in WORKLOADS.items()},
+        "objectives": {
+            name: [asdict(one.slo) for one in workload.classes]
+            for name, workload in WORKLOADS.items()
+        },
         "sources": {name: source(workload) for name, workload in WORKLOADS.items()},
     }
 
@@ -248,6 +255,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if options.markdown is not None and not session.failures:
             options.markdown.write_text(page, encoding="utf-8")
+        if options.plot is not None and not session.failures:
+            options.plot.write_text(as_plot(records), encoding="utf-8")
         if options.json is not None:
             try:
                 merge(options.json, terms, facts, records)

@@ -1,14 +1,11 @@
-"""Figures of a run from what came of its requests, and of all runs from their records.
+"""Figures of a run from what came of its requests.
 
 Owns no definition of a figure that ``econoserve.sim.records`` has: SSR, goodput, JCT, TTFT and TPOT
 mean the same as in the simulator.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +23,6 @@ SIMULATED_ONLY = (
     "iterations",
     "mean_forward_tokens",
 )
-ATTAINMENT = 0.9
 KEPT_PERCENTILES = tuple(range(0, 101, 2))
 
 Record = Mapping[str, Any]
@@ -163,98 +159,3 @@ def grouped(records: Sequence[Record], *names: str) -> dict[tuple[Any, ...], lis
     for record in records:
         found.setdefault(tuple(record[name] for name in names), []).append(record)
     return found
-
-
-def attained_rate_rps(
-    points: Sequence[tuple[float, float]], attainment: float = ATTAINMENT
-) -> float:
-    """The highest rate at which enough requests meet their objectives.
-
-    Args:
-        points: rates in requests per second and the SSR there, any order, at least one.
-        attainment: the share that is enough.
-
-    Returns:
-        Where the SSR first falls to the share, interpolated between the rates around it; the
-        highest rate if it never does. Below the lowest rate the SSR is taken as 1 at rate 0.
-    """
-    ordered = [(0.0, 1.0), *sorted(points)]
-    for (low, above), (high, below) in pairwise(ordered):
-        if below < attainment:
-            return low + (high - low) * (above - attainment) / (above - below)
-    return ordered[-1][0]
-
-
-@dataclass(frozen=True, slots=True)
-class Goodput:
-    """Goodput at 90 % attainment on one workload and size of the KVC.
-
-    Attributes:
-        workload: its name.
-        kvc: its name.
-        by_system: the rates, per second.
-        ratio: EconoServe's to the better peer's; ``None`` without both.
-        jct_ratio: mean JCT, EconoServe's to the better peer's, at the lowest rate at which every
-            peer misses the attainment; ``None`` if there is none.
-    """
-
-    workload: str
-    kvc: str
-    by_system: Mapping[str, float]
-    ratio: float | None
-    jct_ratio: float | None
-
-
-def goodputs(records: Sequence[Record], ours: str, peers: Sequence[str]) -> list[Goodput]:
-    """Compare the systems' goodput.
-
-    Args:
-        records: of all runs.
-        ours: name of our system.
-        peers: names of the systems that it is compared with.
-
-    Returns:
-        A comparison for each workload and size of the KVC.
-    """
-    found = []
-    for (workload, kvc), own in grouped(records, "workload", "kvc").items():
-        ssr: dict[str, dict[float, float]] = {}
-        jct_s: dict[str, dict[float, float]] = {}
-        for (system, rate), runs in grouped(own, "system", "rate_rps").items():
-            ssr.setdefault(system, {})[rate] = median(run["ssr"] for run in runs)
-            jct_s.setdefault(system, {})[rate] = median(run["mean_jct_s"] for run in runs)
-        rates = {system: attained_rate_rps(list(at.items())) for system, at in ssr.items()}
-        best = max((rates[peer] for peer in peers if peer in rates), default=None)
-        ratio = rates[ours] / best if best and ours in rates else None
-        found.append(Goodput(workload, kvc, rates, ratio, _jct_ratio(ssr, jct_s, ours, peers)))
-    return found
-
-
-def _jct_ratio(
-    ssr: Mapping[str, Mapping[float, float]],
-    jct_s: Mapping[str, Mapping[float, float]],
-    ours: str,
-    peers: Sequence[str],
-) -> float | None:
-    known = [peer for peer in peers if peer in ssr]
-    if ours not in ssr or not known:
-        return None
-    common = sorted(set(ssr[ours]).intersection(*(ssr[peer] for peer in known)))
-    for rate in common:
-        if all(ssr[peer][rate] < ATTAINMENT for peer in known):
-            least = min(jct_s[peer][rate] for peer in known)
-            return jct_s[ours][rate] / least if least > 0 else None
-    return None
-
-
-def geometric_mean(values: Iterable[float | None]) -> float | None:
-    """The geometric mean of what is known.
-
-    Args:
-        values: more than 0, or ``None``.
-
-    Returns:
-        The mean; ``None`` without values.
-    """
-    logs = [math.log(value) for value in values if value]
-    return math.exp(statistics.fmean(logs)) if logs else None

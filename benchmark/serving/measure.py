@@ -29,7 +29,7 @@ from benchmark.serving.systems import (
     request_headers,
     system,
 )
-from benchmark.serving.workloads import WORKLOADS, Request, generate, rate_rps
+from benchmark.serving.workloads import WORKLOADS, Request, Workload, generate, rate_rps
 
 WARMUP_SEED = 999_983
 WARMUP_RATE_RPS = 50.0
@@ -45,7 +45,7 @@ class Settings:
     """What a run is, beside its key; the same for all records of a folder.
 
     Attributes:
-        arrivals_s: for so long requests arrive.
+        arrivals_s: for so long requests arrive, times the workload's ``span``.
         requests: so many instead, if given.
         arrivals: ``poisson`` or ``gamma:CV``.
         slo_scale: factor on the objectives.
@@ -62,16 +62,17 @@ class Settings:
     drain_s: float = 60.0
     seed: int = 1
 
-    def count(self, rate: float) -> int:
+    def count(self, workload: Workload, rate: float) -> int:
         """Requests of a run.
 
         Args:
+            workload: what arrives.
             rate: arrivals per second.
 
         Returns:
             How many, at least 1.
         """
-        return self.requests or max(round(rate * self.arrivals_s), 1)
+        return self.requests or max(round(rate * self.arrivals_s * workload.span), 1)
 
     def requests_of(self, cell: Cell, vocabulary: Vocabulary) -> list[Request]:
         """The requests of a run: the same for all systems.
@@ -91,7 +92,7 @@ class Settings:
         seed = (self.seed + cell.repeat) * 1_000_000 + names.index(cell.workload) * 100_000
         return generate(
             workload,
-            self.count(rate),
+            self.count(workload, rate),
             rate,
             seed + round(1_000 * cell.load),
             vocabulary,
@@ -111,6 +112,7 @@ class Client:
         self._logs = logs
         self._worker: Worker | None = None
         self._processor = ""
+        self.has_precedence = False
 
     def __enter__(self) -> Self:
         """Return it; leaving the block ends it."""
@@ -145,7 +147,9 @@ class Client:
             )
             self._worker.send({})
             try:
-                self._processor = self._worker.receive(START_TIMEOUT_S)["processor"]
+                found = self._worker.receive(START_TIMEOUT_S)
+                self._processor = found["processor"]
+                self.has_precedence = found["has_precedence"]
             except Failed:
                 self.stop()
                 raise
@@ -328,6 +332,7 @@ class Session:
             "cpu_s": round(found["cpu_s"], 2),
             "cpu_ms_per_token": round(1e3 * found["cpu_s"] / tokens, 4) if tokens else None,
             "client_cpu_s": round(found["client_cpu_s"], 2),
+            "client_has_precedence": client.has_precedence,
             "client_lag_s": round(max(answer["lag_s"] for answer in answers), 4),
             "prompt_tokens": sum(len(request.prompt_ids) for request in requests),
             "output_tokens": tokens,

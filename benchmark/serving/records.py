@@ -209,7 +209,8 @@ def merge(
     Args:
         path: the file.
         terms: settings that all its records share.
-        facts: what else is to be known, of the last measurement.
+        facts: what else is to be known, of the last measurement; what is known of systems that
+            were not part of it stays.
         records: they replace those of the same cells.
 
     Raises:
@@ -221,6 +222,8 @@ def merge(
         found = json.loads(path.read_text())
         _compare(path.name, found["terms"], plain, "--json")
         kept = {Cell.of(record): record for record in found["records"]}
+        systems = {**found["facts"].get("systems", {}), **facts.get("systems", {})}
+        facts = {**facts, "systems": systems}
     kept.update({Cell.of(record): record for record in records})
     rows = sorted(kept, key=lambda c: (c.workload, c.kvc, c.load, c.repeat, c.system))
     body = ",\n".join(json.dumps(kept[cell]) for cell in rows)

@@ -11,15 +11,9 @@ from typing import Any
 from tabulate import tabulate
 
 from benchmark.cpu_engine.systems import ECONOSERVE
-from benchmark.serving.figures import (
-    ATTAINMENT,
-    Goodput,
-    Record,
-    geometric_mean,
-    goodputs,
-    grouped,
-    median,
-)
+from benchmark.serving import summary
+from benchmark.serving.comparison import compare, uneven
+from benchmark.serving.figures import Record, grouped, median
 from benchmark.serving.records import LATE_S, is_late
 from benchmark.serving.systems import KVC_TOKENS, NAMES
 from benchmark.serving.workloads import WORKLOADS
@@ -28,6 +22,7 @@ from econoserve.report.plots import Look, Looks, svg
 from econoserve.report.style import STYLE
 
 COLUMNS: dict[str, tuple[str, float, int]] = {
+    "not_served": ("not served", 1, 0),
     "ssr": ("SSR", 1, 3),
     "goodput_rps": ("goodput/s", 1, 2),
     "throughput_tokens_per_s": ("tokens/s", 1, 0),
@@ -47,10 +42,15 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
 }
 """Figures of a run: heading, factor and decimals."""
 
+PEERS = tuple(name for name in NAMES if name != ECONOSERVE)
 WORDS = {
     "SSR": "share of all requests that were served within all of their objectives",
     "goodput": "these requests per second, from the first arrival to the last answer",
-    "JCT, TTFT": "from when a request was due to its last and its first token at the client",
+    "not served": "requests refused, or without their last token in time, of all repeats",
+    "JCT, TTFT": (
+        "from when a request was due to its last and its first token at the client, of the "
+        "requests that were served"
+    ),
     "TPOT": "time for each token after the first",
     "preempted": (
         "vLLM's preemptions, SGLang's retractions, EconoServe's preemptions that give KVC "
@@ -60,11 +60,6 @@ WORDS = {
     "KVC use": "mean of the server's own gauge, once a second; vLLM counts whole blocks",
     "CPU": "of all processes of the server, without the load generator",
 }
-TARGETS = """\
-Goodput here is the rate at which {share:.0%} of the requests meet their objectives, interpolated \
-between the rates that were measured; where the highest rate still meets it, it counts as that \
-rate, and the ratio is a bound. Peers are stock SGLang and vLLM; JCT is compared at the lowest \
-rate at which both miss {share:.0%}."""
 
 
 def summarised(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -85,6 +80,7 @@ def summarised(records: Sequence[Record]) -> list[dict[str, Any]]:
         row["repeats"] = len(runs)
         for name in (*COLUMNS, "mean_normalised_latency_s", "kvc_use_max"):
             row[name] = median(run.get(name) for run in runs)
+        row["not_served"] = sum(run["requests"] - run["served"] for run in runs)
         deciles = zip(*(run["ssr_by_demand"] for run in runs), strict=True)
         row["ssr_by_demand"] = [median(values) for values in deciles]
         row["jct_percentiles_s"] = _percentiles(runs)
@@ -150,47 +146,6 @@ def _deciles(rows: Sequence[Mapping[str, Any]]) -> str:
     return _github(lines, headings)
 
 
-def goodput_table(found: Sequence[Goodput], systems: Sequence[str]) -> str:
-    """The summary.
-
-    Args:
-        found: the comparisons.
-        systems: the columns.
-
-    Returns:
-        A Markdown table, and a line for the targets.
-    """
-    headings = [
-        "workload",
-        "KVC",
-        *(f"`{name}`" for name in systems),
-        "goodput, ratio",
-        "mean JCT, ratio",
-    ]
-    lines = [
-        [
-            one.workload,
-            one.kvc,
-            *(_cell(one.by_system.get(name), 1, 2) for name in systems),
-            _cell(one.ratio, 1, 2),
-            _cell(one.jct_ratio, 1, 2),
-        ]
-        for one in found
-    ]
-    scarce = geometric_mean(one.ratio for one in found if one.kvc != "ample")
-    ample = [one.ratio for one in found if one.kvc == "ample" and one.ratio is not None]
-    jct = geometric_mean(one.jct_ratio for one in found)
-    text = [
-        f"goodput over the better peer's, geometric mean over tight and very tight: "
-        f"{_cell(scarce, 1, 2)} (target: 2.0 or more)",
-        f"least ratio where the KVC is ample: {_cell(min(ample, default=None), 1, 2)} "
-        "(target: 0.97 or more)",
-        f"mean JCT over the better peer's, geometric mean: {_cell(jct, 1, 2)} "
-        "(target: 0.5 or less)",
-    ]
-    return _github(lines, headings) + "\n\n" + "\n".join(f"- {line}" for line in text)
-
-
 def _systems(records: Sequence[Record]) -> list[str]:
     found = dict.fromkeys(record["system"] for record in records)
     return [name for name in NAMES if name in found] + [n for n in found if n not in NAMES]
@@ -225,10 +180,9 @@ def as_markdown(records: Sequence[Record], facts: Mapping[str, Any]) -> str:
     """
     rows = summarised(records)
     systems = _systems(records)
-    peers = [name for name in NAMES if name != ECONOSERVE]
     parts = ["# EconoServe, stock SGLang and vLLM as servers", f"```\n{facts['command']}\n```"]
-    parts.append("## Goodput\n\n" + TARGETS.format(share=ATTAINMENT))
-    parts.append(goodput_table(goodputs(records, ECONOSERVE, peers), systems))
+    parts.append("## Goodput\n\n" + summary.DEFINITIONS)
+    parts.append(summary.table(compare(records, ECONOSERVE, PEERS), systems))
     for (workload, kvc), own in grouped(rows, "workload", "kvc").items():
         parts.append(f"## {_title(workload, kvc)}\n\n{_table(own)}")
         parts.append(
@@ -265,6 +219,11 @@ def _terms(records: Sequence[Record], facts: Mapping[str, Any]) -> Iterator[str]
                 f"{name}: {one.share:.0%} {one.name}, {one.lengths}, prompts "
                 f"x{one.prompt_scale:g}, responses x{one.output_scale:g}, {slo}; "
                 + facts["sources"][name]
+                + (
+                    f"; arrivals for {span:g} times as long"
+                    if (span := WORKLOADS[name].span) != 1
+                    else ""
+                )
             )
     for name, known in facts["systems"].items():
         yield f"{name}: " + ", ".join(f"{key} {value}" for key, value in known.items())
@@ -281,6 +240,10 @@ def _terms(records: Sequence[Record], facts: Mapping[str, Any]) -> Iterator[str]
             f"{len(records)} runs ({names}): it got no CPU; measure these again on an idle machine "
             "(--repeat-late)"
         )
+    for lacking in uneven(records):
+        yield f"WARNING: {lacking}; the better peer may be another one"
+    if not all(record.get("client_has_precedence") for record in records):
+        yield "the load generator ran without precedence over other programs"
     yield f"requests were sent up to {lag * 1e3:.0f} ms after they were due; that counts as theirs"
     yield f"runs with a request that ended in an error: {sum(bool(r['errors']) for r in records)}"
 
@@ -298,15 +261,22 @@ def as_html(records: Sequence[Record], facts: Mapping[str, Any]) -> str:
     plots.check_matplotlib()
     rows = summarised(records)
     looks = {name: Look(number) for number, name in enumerate(_systems(records))}
-    peers = [name for name in NAMES if name != ECONOSERVE]
+    found = compare(records, ECONOSERVE, PEERS)
     title = "EconoServe, stock SGLang and vLLM as servers"
     parts = [f"<h1>{title}</h1>", "<h2>Goodput</h2>"]
-    parts.append(f"<p>{escape(TARGETS.format(share=ATTAINMENT))}</p>")
-    parts.append(_html(goodput_table(goodputs(records, ECONOSERVE, peers), list(looks))))
+    parts.append(f"<p>{escape(summary.DEFINITIONS)}</p>")
+    parts.append(_html(summary.table(found, list(looks))))
+    draw = summary.bars(found, looks)
+    parts.append(_figure(draw, (11, 3.2), "goodput", "Goodput at 90 % attainment of objectives."))
     for number, ((workload, kvc), own) in enumerate(grouped(rows, "workload", "kvc").items()):
         parts.append(f"<h2>{escape(_title(workload, kvc))}</h2>")
         parts.extend(_plots(own, looks, f"w{number}"))
         parts.append(_html(_table(own)))
+        parts.append("<p>SSR of each tenth of the requests by KVC-time demand, least first:</p>")
+        parts.append(_html(_deciles(own)))
+        runs = [r for r in records if r["workload"] == workload and r["kvc"] == kvc]
+        if len(runs[0]["classes"]) > 1:
+            parts.extend(("<p>By class:</p>", _html(_classes(runs))))
     words = (f"<dt>{escape(name)}</dt><dd>{escape(said)}</dd>" for name, said in WORDS.items())
     parts.append(f"<h2>Words</h2><dl>{''.join(words)}</dl>")
     terms = "".join(f"<li>{escape(line)}</li>" for line in _terms(records, facts))
@@ -322,6 +292,23 @@ def as_html(records: Sequence[Record], facts: Mapping[str, Any]) -> str:
 
 def _dump(facts: Mapping[str, Any]) -> str:
     return escape(json.dumps(facts, indent=1))
+
+
+def as_plot(records: Sequence[Record]) -> str:
+    """The plot of goodput as a file of its own, for light and dark pages.
+
+    Args:
+        records: of all runs.
+
+    Returns:
+        SVG.
+    """
+    plots.check_matplotlib()
+    looks = {name: Look(number) for number, name in enumerate(_systems(records))}
+    draw = summary.bars(compare(records, ECONOSERVE, PEERS), looks)
+    text = svg(draw, (11, 3.4), "goodput")
+    look = STYLE[: STYLE.index("body {")] + "svg { background: var(--page); }"
+    return text.replace(">", f">\n<style>{look}</style>", 1)
 
 
 def _html(markdown: str) -> str:

@@ -94,12 +94,15 @@ class Workload:
         title: for readers.
         classes: its requests.
         has_shared_prefixes: prompts begin with blocks that others begin with.
+        span: factor on the time of arrivals. Where responses may take long, a scheduler could
+            put work off until nothing arrives any more; a longer run leaves less of that.
     """
 
     name: str
     title: str
     classes: tuple[ServiceClass, ...]
     has_shared_prefixes: bool = False
+    span: float = 1.0
 
 
 CHAT = Slo(ttft_s=0.5, tpot_s=0.02)
@@ -129,13 +132,15 @@ WORKLOADS = {
                 ServiceClass(
                     "interactive", "azure-conv", 0.1, 0.25, Slo(ttft_s=0.25, tpot_s=0.015), 0.7
                 ),
-                ServiceClass("batch", "sharegpt", 1.0, 1.0, Slo(e2e_s=20.0), 0.3),
+                ServiceClass("batch", "sharegpt", 1.0, 1.0, Slo(e2e_s=10.0), 0.3),
             ),
+            span=2.0,
         ),
         Workload(
             "long-output",
             "long outputs",
-            (ServiceClass("long", "sharegpt", 0.25, 1.25, Slo(e2e_s=20.0)),),
+            (ServiceClass("long", "sharegpt", 0.25, 1.25, Slo(e2e_s=10.0)),),
+            span=2.0,
         ),
     )
 }

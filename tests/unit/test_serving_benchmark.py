@@ -15,10 +15,8 @@ sys.path.insert(0, str(ROOT))
 from benchmark.serving import command  # noqa: E402
 from benchmark.serving.client import parse_metrics  # noqa: E402
 from benchmark.serving.figures import (  # noqa: E402
-    attained_rate_rps,
     by_class,
     figures,
-    goodputs,
     request_records,
     wrong_lengths,
 )
@@ -31,7 +29,7 @@ from benchmark.serving.records import (  # noqa: E402
     missing,
     order,
 )
-from benchmark.serving.report import as_html, as_markdown  # noqa: E402
+from benchmark.serving.report import as_html, as_markdown, as_plot  # noqa: E402
 from benchmark.serving.systems import (  # noqa: E402
     NAMES,
     preemptions,
@@ -68,6 +66,7 @@ def record(cell, ssr, jct_s=1.0, rate=None):
         "cpu_ms_per_token": 0.7,
         "busy_before": 0.01,
         "client_lag_s": 0.002,
+        "client_has_precedence": True,
         "errors": [],
     }
 
@@ -109,14 +108,15 @@ def test_results_are_merged_with_those_of_the_same_terms(tmp_path):
     path = tmp_path / "serving.json"
     first, second = (Cell(0, "tight", name, "azure", 0.4) for name in NAMES[:2])
     terms = {"seed": 1}
-    merge(path, terms, {"date": "a"}, [record(first, 0.5)])
-    merge(path, terms, {"date": "b"}, [record(first, 0.7), record(second, 0.6)])
+    merge(path, terms, {"date": "a", "systems": {"x": 1}}, [record(first, 0.5)])
+    facts = {"date": "b", "systems": {"y": 2}}
+    merge(path, terms, facts, [record(first, 0.7), record(second, 0.6)])
     found = json.loads(path.read_text())
     assert [(row["system"], row["ssr"]) for row in found["records"]] == [
         (NAMES[0], 0.7),
         (NAMES[1], 0.6),
     ]
-    assert found["facts"] == {"date": "b"}
+    assert found["facts"] == {"date": "b", "systems": {"x": 1, "y": 2}}
     with pytest.raises(SettingsDiffer, match="seed"):
         merge(path, {"seed": 2}, {}, [])
 
@@ -152,27 +152,6 @@ def test_wrong_lengths_are_found():
     requests = [request(), request(), request()]
     answers = [answer(), answer(tokens=12), answer(tokens=3, error="timeout")]
     assert wrong_lengths(requests, answers) == ["request 1: 12 output tokens, 11 are right"]
-
-
-def test_attained_rate_is_interpolated():
-    assert attained_rate_rps([(4.0, 0.5), (2.0, 1.0)]) == pytest.approx(2.4)
-    assert attained_rate_rps([(2.0, 0.8)]) == pytest.approx(1.0)
-    assert attained_rate_rps([(2.0, 0.95), (4.0, 0.9)]) == 4.0
-    assert attained_rate_rps([(2.0, 0.4), (4.0, 1.0)]) < 2.0  # the first fall counts
-
-
-def test_goodput_is_compared_with_the_better_peer():
-    ssr = {"econoserve": (1.0, 1.0), "sglang": (1.0, 0.8), "vllm": (0.5, 0.2)}
-    jct_s = {"econoserve": 1.0, "sglang": 4.0, "vllm": 3.0}
-    records = [
-        record(Cell(0, "tight", name, "azure", load), value, jct_s[name])
-        for name, values in ssr.items()
-        for load, value in zip((0.4, 0.8), values, strict=True)
-    ]
-    (found,) = goodputs(records, "econoserve", ("sglang", "vllm"))
-    assert found.by_system["sglang"] == pytest.approx(6.0)
-    assert found.ratio == pytest.approx(8.0 / 6.0)
-    assert found.jct_ratio == pytest.approx(1 / 3)  # at load 0.8, where both peers miss it
 
 
 def test_metrics_are_summed_over_labels():
@@ -220,10 +199,12 @@ def test_reports_show_every_system_and_rate(facts):
     assert "0.840" in page  # the median of the repeats
     html = as_html(records, facts)
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
-    assert len(drawings) == 6
-    for drawing in drawings:
+    assert len(drawings) == 7
+    for drawing in (*drawings, as_plot(records)):
         ElementTree.fromstring(drawing)
-    assert html.count("<tr>") == 2 * (1 + 6) + 1 + 2
+    # A head and a line for each system and rate, two tables a setting; the summary.
+    assert html.count("<tr>") == 2 * 2 * (1 + 6) + 1 + 2
+    assert "var(--c0)" in as_plot(records)
     assert facts["machine"]["cpu_model"] in html
 
 

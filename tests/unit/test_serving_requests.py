@@ -92,6 +92,14 @@ def test_systems_get_the_same_requests():
     assert first != settings.requests_of(Cell(2, "tight", NAMES[0], "azure", 0.8), VOCABULARY)
 
 
+def test_workloads_with_long_objectives_arrive_for_longer():
+    settings = Settings(arrivals_s=15.0)
+    for workload in WORKLOADS.values():
+        assert settings.count(workload, 4.0) == 60 * workload.span
+        longest_s = max(one.slo.e2e_s or 0.0 for one in workload.classes)
+        assert longest_s <= workload.span * settings.arrivals_s / 3
+
+
 def test_shared_prefixes_are_shared_with_and_without_a_trace(tmp_path):
     rows = [
         {"input_length": 512 * 5, "output_length": 40 + n, "hash_ids": [0, 1, 2, 3, 10 + n]}
@@ -113,7 +121,7 @@ def test_objectives_depend_on_the_class_only():
     slos = {(one.service_class, one.slo) for one in requests}
     assert slos == {
         ("interactive", Slo(ttft_s=0.5, tpot_s=0.03)),
-        ("batch", Slo(e2e_s=40.0)),
+        ("batch", Slo(e2e_s=20.0)),
     }
 
 
@@ -168,7 +176,8 @@ def test_servers_start_on_equal_terms():
         assert value(name, "--context-length") == str(CONTEXT_TOKENS)
         assert value(name, "--max-running-requests") == value("vllm", "--max-num-seqs")
     assert value("vllm", "--block-size") == str(VLLM_BLOCK_TOKENS)
-    assert int(value("vllm", "--num-gpu-blocks-override")) * VLLM_BLOCK_TOKENS == 8192
+    blocks = int(value("vllm", "--num-gpu-blocks-override"))
+    assert (blocks - 1) * VLLM_BLOCK_TOKENS == 8192  # vLLM keeps its first block empty
     assert value("vllm", "--max-model-len") == str(CONTEXT_TOKENS)
     same_engine = [
         line[3:] for line in (lines["econoserve"], lines["sglang"])
