@@ -137,7 +137,7 @@ class Scale:
     min_duration_s: float = 1200.0
     step: float = 1.06
     alone_requests: int = 500
-    gpus: int = 4
+    gpus: int = 8
     evaluate: int = 4
 
 
