@@ -74,6 +74,7 @@ class Draft:
         self._preempt: dict[str, Preemption] = {}
         self._reject: list[tuple[str, str]] = []
         self._demote: list[str] = []
+        self._pauses = False
         self._passed: dict[str, None] = {}
         self._too_much: list[tuple[int, int]] = []
 
@@ -81,6 +82,15 @@ class Draft:
     def idle(self) -> bool:
         """Whether nothing is to run so far."""
         return not self.decoding and not self._prefill
+
+    @property
+    def prompts(self) -> list[str]:
+        """Ids of the prompts in the pass so far."""
+        return [rid for rid, _ in self._prefill]
+
+    def pause(self) -> None:
+        """Let those that run sit this pass out."""
+        self._pauses = True
 
     def fits(self, tokens: int, response: tuple[int, ...]) -> bool:
         """Whether a new claim can be admitted; what is more than was too much is not tried.
@@ -282,6 +292,7 @@ class Draft:
             reject=tuple(self._reject),
             demote=tuple(self._demote),
             promises=tuple(self._promises.values()),
+            pauses=self._pauses,
         )
 
     def _start(

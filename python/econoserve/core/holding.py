@@ -26,6 +26,8 @@ TIGHT = 0.8
 """Prompts with an SLO are held only where the pace takes more than this share of the tightest TPOT
 objective: elsewhere nobody keeps an SLO because of it, and some lose theirs."""
 
+PAUSE_TIGHT, PAUSE_BURST, PAUSE_NEAR = 0.8, 8.0, math.inf
+
 SLACK_SHARE = 0.25
 """Share of the time until its latest start, less two passes, for which a prompt may be held."""
 
@@ -87,6 +89,8 @@ class Holding:
         self._steps = config.steps
         # Means over all iterations that decoded, and over those that did nothing else.
         self._pace_s = self._alone_s = 0.0
+        # Time since the last iteration that decoded.
+        self._paused_s = 0.0
 
     def on_launch(self, launch: Launch) -> None:
         """Count the steps since prompts were in a pass; nobody decodes: the pace is forgotten.
@@ -95,8 +99,8 @@ class Holding:
             launch: the iteration as launched.
         """
         self._steps = 0 if launch.prefilled else self._steps + 1
-        if not launch.decoded:
-            self._pace_s = self._alone_s = 0.0
+        if not launch.decoded and not self._books.running:
+            self._pace_s = self._alone_s = self._paused_s = 0.0
 
     def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
         """Learn the pace of the decodes.
@@ -105,12 +109,41 @@ class Holding:
             work: what an iteration computed.
             elapsed_s: how long it took.
         """
-        if not work.decoding:
-            return
         elapsed_s = min(elapsed_s, OUTLIER * self._cost.seconds(work))
-        self._pace_s += (elapsed_s - self._pace_s) / MEMORY_STEPS
+        if not work.decoding:
+            self._paused_s += elapsed_s if self._books.running else 0.0
+            return
         if not work.mixed:
             self._alone_s += (elapsed_s - self._alone_s) / MEMORY_STEPS
+        self._pace_s += (elapsed_s + self._paused_s - self._pace_s) / MEMORY_STEPS
+        self._paused_s = 0.0
+
+    def pauses(self, draft: Draft, now_s: float) -> bool:
+        """Whether those that run are to sit this pass out.
+
+        Args:
+            draft: the plan so far, with its prompts.
+            now_s: the time.
+
+        Returns:
+            ``True`` if they do.
+        """
+        if not draft.decoding or self._paused_s > PAUSE_BURST * draft.tpot_s:
+            return False
+        if not self._pace_s + self._paused_s / MEMORY_STEPS < PAUSE_TIGHT * draft.tpot_s < math.inf:
+            return False
+        near_s = now_s + PAUSE_NEAR * self._cost.base_s(
+            True, draft.decoding, self._books.ledger.decoding_tokens
+        )
+        for rid in draft.prompts:
+            state = self._books[rid]
+            if (
+                state.task.slo.ttft_s is not None
+                and not state.demoted
+                and self._ordering.latest_start_s(state, generating=False) < near_s
+            ):
+                return True
+        return False
 
     def holds(self, draft: Draft, view: View) -> bool:
         """Whether waiting prompts are not to start in this pass.

@@ -198,7 +198,8 @@ class Promise:
 
 @dataclass(frozen=True, slots=True)
 class IterationPlan:
-    """One iteration's decisions. Everything running and not preempted decodes one token.
+    """One iteration's decisions. Everything running and not preempted decodes one token, unless
+    the plan pauses.
 
     Attributes:
         prefill: ``(rid, tokens)`` in the order to run; at most one leaves its prompt unfinished,
@@ -208,6 +209,8 @@ class IterationPlan:
         reject: ``(rid, reason)``: waiting tasks to refuse now; the reason is for their sender.
         demote: tasks that lost their SLO and go on as best effort.
         promises: what is owed from now on.
+        pauses: what runs sits this iteration out, which computes only prompts; it keeps its place
+            in the batch.
     """
 
     prefill: tuple[tuple[str, int], ...] = ()
@@ -216,6 +219,7 @@ class IterationPlan:
     reject: tuple[tuple[str, str], ...] = ()
     demote: tuple[str, ...] = ()
     promises: tuple[Promise, ...] = ()
+    pauses: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,6 +184,8 @@ class EconoServe(BookedPolicy):
         self._resume(view, draft)
         if self.books.prefilling or not self.holding.holds(draft, view):
             self.prompts.fill(draft, view, self.tfs_tokens(draft.decoding, draft.tpot_s))
+            if self.holding.pauses(draft, view.now_s):
+                draft.pause()
         return draft.plan()
 
     def tfs_tokens(self, decoding: int, tpot_s: float) -> int:

@@ -39,6 +39,7 @@ class Agreement:
         decided = None
         if plan is not None:
             decided = (plan.prefill, plan.resume, plan.preempt, plan.reject, plan.demote)
+            decided += (plan.pauses,)
         self._digest = zlib.crc32(repr(decided).encode(), self._digest)
         self._plans += 1
         return self._plans % self._every == 0

@@ -165,7 +165,11 @@ class Instance:
         self._policy.on_iteration(work.work(), elapsed_s)
         if self._series is not None:
             self._sample(launch, work, began_s, tfs_tokens)
-        ended = self._pool.end_iteration(elapsed_s, work.prompt_tokens + work.decoding)
+        forward_tokens = work.prompt_tokens + work.decoding
+        if work.decoding or not self._pool.running:
+            ended = self._pool.end_iteration(elapsed_s, forward_tokens)
+        else:
+            ended = self._pool.end_pause(elapsed_s, forward_tokens)
         self._policy.on_step(launch.decoded)
         for live in ended:
             self._pool.leave(live)
@@ -223,7 +227,7 @@ class Instance:
                 pool.take(live, live.offloaded)
                 live.offloaded = 0
             pool.join(live)
-        decoded = pool.decode()
+        decoded = () if plan.pauses else pool.decode()
         parts, squares, squared = [], 0, 0
         for rid, tokens in plan.prefill:
             live = self._live[rid]
@@ -236,8 +240,9 @@ class Instance:
             done = live.held == live.task.prompt_tokens
             parts.append(Prefilled(rid, tokens, before if found else 0, done, found))
         prompt_tokens = sum(part.tokens for part in parts)
+        context, longest = (0, 0) if plan.pauses else (pool.context, pool.longest)
         work = Pass(
-            len(parts), prompt_tokens, squares, squared, len(decoded), pool.context, pool.longest
+            len(parts), prompt_tokens, squares, squared, len(decoded), context, longest
         )
         launch = Launch(
             prefilled=tuple(parts),
