@@ -23,7 +23,7 @@ MOST_DOUBLINGS = 16
 """A rate is no more than doubled or halved so often to find the first bracket. Ours."""
 
 MOST_REQUESTS = 2_000_000
-"""A rate is not doubled if the run would have more requests: it might take an hour. Ours."""
+"""A rate is not doubled if the run would have more: at 6 s for 10,000 it takes 20 minutes. Ours."""
 
 MARGIN = 1e-9
 """Relative: a request in flight counts as late only if rounding cannot be why."""
