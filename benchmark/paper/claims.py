@@ -108,10 +108,20 @@ def curve_of(sweep: Mapping[float, Figures]) -> Curve:
     Returns:
         Its points, with fractions for rates.
     """
-    return [
-        (fraction, figures["mean_normalised_latency_s"])
-        for fraction, figures in sorted(sweep.items())
-    ]
+    return [(fraction, latency_s(figures)) for fraction, figures in sorted(sweep.items())]
+
+
+def latency_s(figures: Figures) -> float:
+    """The mean normalised latency of a run.
+
+    Args:
+        figures: of the run.
+
+    Returns:
+        Seconds per output token; infinity if nobody was served.
+    """
+    found = figures["mean_normalised_latency_s"]
+    return math.inf if found is None else found
 
 
 def throughput_ratios(
@@ -148,7 +158,7 @@ def jct_reductions(
         cell: the setting.
 
     Returns:
-        1 - ours / theirs for each rate that both have.
+        1 - ours / theirs for each rate that both have, and at which both serve somebody.
     """
     return [
         Value(
@@ -156,6 +166,7 @@ def jct_reductions(
             f"{cell}, {fraction:g}",
         )
         for fraction in sorted(ours.keys() & theirs.keys())
+        if None not in (ours[fraction]["mean_jct_s"], theirs[fraction]["mean_jct_s"])
     ]
 
 

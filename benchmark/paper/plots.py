@@ -71,7 +71,12 @@ def _sweep(known: Known, name: str, label: str) -> Figure | None:
         for policy, predictor in ((VLLM_2023, PREDICTED), *SYSTEMS):
             sweep = known.sweep(cell, policy, predictor)
             if sweep:
-                points = [(fraction, figures[name]) for fraction, figures in sorted(sweep.items())]
+                # Without a latency where nobody is served.
+                points = [
+                    (fraction, figures[name])
+                    for fraction, figures in sorted(sweep.items())
+                    if figures[name] is not None
+                ]
                 found[f"{policy}, exact lengths" if predictor == EXACT else policy] = points
         if found:
             lines[cell] = found

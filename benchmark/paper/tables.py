@@ -129,7 +129,8 @@ def competition(known: Known) -> str:
         theirs, run = known.capacity(cell, best[0]), known.run(cell, "plus", best[1])
         if theirs is not None and run is not None:
             peer = theirs.figures
-            jct_s.append(Value(run["p99_jct_s"] / peer["p99_jct_s"], where))
+            if run["p99_jct_s"] is not None:
+                jct_s.append(Value(run["p99_jct_s"] / peer["p99_jct_s"], where))
             last = run["ssr_by_demand"][-1], peer["ssr_by_demand"][-1]
             if None not in last:
                 heaviest.append(Value(last[0] - last[1], where))
@@ -374,15 +375,17 @@ def _rate(found: Capacity | None) -> str | None:
     return None if found is None else _three(found.rate_rps)
 
 
-def _three(value: float) -> str:
-    return f"{value:.3g}"
+def _three(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g}"
 
 
 def _two(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f}"
 
 
-def _seconds(value: float) -> str:
+def _seconds(value: float | None) -> str | None:
+    if value is None:
+        return None
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 

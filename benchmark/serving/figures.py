@@ -75,7 +75,7 @@ def figures(records: Sequence[RequestRecord]) -> dict[str, Any]:
     if served:
         found["p50_ttft_s"] = float(np.median([record.ttft_s for record in served]))
         tpot_s = [record.tpot_s for record in served if record.tpot_s is not None]
-        found["p50_tpot_s"] = float(np.median(tpot_s)) if tpot_s else 0.0
+        found["p50_tpot_s"] = float(np.median(tpot_s)) if tpot_s else None
         jct_s = np.percentile([record.jct_s for record in served], KEPT_PERCENTILES).tolist()
         found["jct_percentiles_s"] = [
             [percent, round(value, 4)]
@@ -89,7 +89,7 @@ def figures(records: Sequence[RequestRecord]) -> dict[str, Any]:
 
 def by_class(
     requests: Sequence[Request], records: Sequence[RequestRecord]
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """SSR and completion time of each class of requests.
 
     Args:
@@ -97,7 +97,7 @@ def by_class(
         records: what came of them.
 
     Returns:
-        By class.
+        By class; a time is ``None`` if none of it was served.
     """
     found = {}
     for name in sorted({request.service_class for request in requests}):
@@ -110,7 +110,7 @@ def by_class(
         found[name] = {
             "requests": len(own),
             "ssr": round(sum(record.met for record in own) / len(own), 4),
-            "mean_jct_s": round(statistics.fmean(served), 4) if served else 0.0,
+            "mean_jct_s": round(statistics.fmean(served), 4) if served else None,
         }
     return found
 

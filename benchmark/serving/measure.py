@@ -344,7 +344,8 @@ class Session:
         self.say(
             f"  {cell.workload}, load {cell.load:g} ({record['rate_rps']:g}/s): "
             f"{record['served']} of {record['requests']}, SSR {record['ssr']:.2f}, "
-            f"mean JCT {record['mean_jct_s']:.2f} s, {record['wall_s']:.0f} s"
+            + (f"mean JCT {record['mean_jct_s']:.2f} s, " if record["served"] else "")
+            + f"{record['wall_s']:.0f} s"
             + (f"; {errors[0]}" if errors else "")
         )
 

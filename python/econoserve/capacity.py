@@ -195,7 +195,7 @@ def cells(result: dict[str, Any]) -> list[str]:
         row["rate_rps"] = f"at least {row['rate_rps']}"
     if result["rate_rps"] == 0:
         row["rate_rps"] = "none"
-    if result["instances"] == 0:
+    if result.get("instances") == 0:
         row["instances"] = f"over {max(trial['instances'] for trial in result['trials'])}"
     return list(row.values())
 

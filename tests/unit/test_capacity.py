@@ -10,6 +10,7 @@ from econoserve.capacity import COLUMNS, cells
 from econoserve.cli import main
 from econoserve.core.types import Outcome, Slo
 from econoserve.sim.capacity import (
+    MOST_REQUESTS,
     Misses,
     Trial,
     attains,
@@ -33,12 +34,12 @@ SPEC = RunSpec(
 class Sustains:
     """A fake that attains up to a known rate for each replica, and counts its runs."""
 
-    def __init__(self, rate_rps):
-        self.rate_rps = rate_rps
+    def __init__(self, rate_rps, of_trace=math.inf):
+        self.rate_rps, self.of_trace = rate_rps, of_trace
         self.asked = []
 
     def __call__(self, spec, attain):
-        rate_rps, requests = spec.workload.rate_rps, spec.workload.requests
+        rate_rps, requests = spec.workload.rate_rps, min(spec.workload.requests, self.of_trace)
         self.asked.append(spec)
         attained = rate_rps <= self.rate_rps * spec.instances
         return Trial(rate_rps, spec.instances, requests, attained, {"rate": rate_rps})
@@ -73,6 +74,23 @@ def test_nothing_and_everything_attain():
     assert capacity(SPEC, run=Sustains(0.0)).rate_rps == 0.0
     assert capacity(SPEC, run=Sustains(0.0)).figures == {}
     assert math.isinf(capacity(SPEC, run=Sustains(math.inf)).above_rps)
+
+
+@pytest.mark.parametrize("capacity_rps", [math.inf, 3000.0])
+def test_a_lax_objective_does_not_make_runs_without_end(capacity_rps):
+    run = Sustains(capacity_rps)
+    found = capacity(SPEC, run=run, start_rps=1.0)
+    # At 2,048 per second, 20 minutes would have too many.
+    assert (found.rate_rps, found.above_rps) == (1024.0, math.inf)
+    assert max(spec.workload.requests for spec in run.asked) <= MOST_REQUESTS
+
+
+def test_more_requests_than_that_are_run_if_they_are_stated_or_the_trace_has_no_more():
+    stated = replace(SPEC, workload=replace(SPEC.workload, requests=2 * MOST_REQUESTS))
+    assert math.isfinite(capacity(stated, run=Sustains(3000.0), min_duration_s=60.0).above_rps)
+    run = Sustains(3000.0, of_trace=1000)
+    found = capacity(SPEC, run=run, start_rps=1.0)
+    assert found.rate_rps <= 3000.0 < found.above_rps <= found.rate_rps * 1.02
 
 
 @pytest.mark.parametrize("rate_rps, needed", [(0.5, 1), (1.0, 1), (1.1, 2), (12.5, 13), (16.0, 16)])

@@ -100,6 +100,11 @@ def test_the_claims_of_known_sweeps():
     assert [v.value for v in ssr_increases(ours, theirs, "c")] == pytest.approx([0.1, 0.5])
     # Where theirs meets nobody's SLO there is no ratio.
     assert [v.value for v in ssr_ratios(ours, theirs, "c")] == pytest.approx([0.125])
+    # Who serves nobody has no latency, so that any other is below it.
+    nobody = theirs | {2.0: figures(None, None, 0.0)}
+    assert throughput_ratios(ours, nobody, "c")[1] == Value(2.0, "c, 2", Reach.AT_LEAST)
+    assert throughput_ratios(nobody, theirs, "c")[1] == Value(0.5, "c, 2")
+    assert [v.value for v in jct_reductions(ours, nobody, "c")] == [0.5]
     found = over(jct_reductions(ours, theirs, "c"))
     assert (found.least.value, found.median, found.most.where) == (0.5, 0.625, "c, 2")
     assert over([]) is None

@@ -231,3 +231,25 @@ def test_the_oracles_know():
         make_replay_predictor("noisy-oracle(x)", 0.5, lambda _: 1)
     with pytest.raises(ValueError, match="sigma"):
         make_replay_predictor("noisy-oracle(-1)", 0.5, lambda _: 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("noisy-oracle(inf)", "noisy-oracle: sigma=inf: give 0 to 100"),
+        ("noisy-oracle(nan)", "noisy-oracle: sigma=nan: give 0 to 100"),
+        ("noisy-oracle(101)", "noisy-oracle: sigma=101.0: give 0 to 100"),
+        ("crystal", "prefix-tree, .*, hint, oracle, noisy-oracle(SIGMA)"),
+        ("noisy-oracle(0.3", "is not known: .*, oracle, noisy-oracle(SIGMA)"),
+    ],
+)
+def test_a_replay_says_which_predictors_it_has(name, words):
+    with pytest.raises(ValueError, match=words.replace("(", r"\(").replace(")", r"\)")):
+        make_replay_predictor(name, 0.5, lambda _: 1)
+
+
+def test_the_greatest_noise_gives_lengths():
+    features = RequestFeatures(10, CAP)
+    noisy = make_replay_predictor("noisy-oracle(100)", 0.5, lambda _: 1000)
+    for _ in range(200):
+        assert min(noisy.predict(features).quantiles_tokens) >= 1

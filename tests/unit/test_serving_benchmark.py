@@ -213,6 +213,8 @@ def test_reports_hold_without_anything_served(facts):
     cell = Cell(0, "tight", "vllm", "classes", 0.4)
     failed = {**record(cell, 0.0), **figures(outcomes), "errors": ["timeout"]}
     failed["jct_percentiles_s"] = []
+    failed["classes"] = by_class([request()] * 4, outcomes)
+    assert failed["mean_jct_s"] is failed["classes"]["chat"]["mean_jct_s"] is None
     assert "runs with a request that ended in an error: 1" in as_markdown([failed], facts)
     assert "<svg" in as_html([failed], facts)
 

@@ -1,5 +1,6 @@
 """The simulator's figures: what is measured, what is not, and what happened over time."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,9 @@ from econoserve.policies import make_policy
 from econoserve.policies.vllm_v1 import VllmV1, VllmV1Config
 from econoserve.prediction.oracle import Oracle
 from econoserve.prediction.request import RequestFeatures
+from econoserve.report.page import page
+from econoserve.report.table import COLUMNS, cells
+from econoserve.runs import settings_of
 from econoserve.sim.instance import Instance, Machine
 from econoserve.sim.records import KvcUse, RequestRecord, summarise
 from econoserve.sim.run import RunSpec, serve, simulate
@@ -16,6 +20,7 @@ from econoserve.sim.series import Series
 from econoserve.workload.trace import TraceRequest
 from econoserve.workload.workload import WorkloadSpec
 
+TIMES = ("jct_s", "ttft_s", "tpot_s", "latency_s")
 SPEC = RunSpec(
     "plus",
     WorkloadSpec("synthetic:sharegpt", 6.0, 80, slo=Slo(ttft_s=2.0, tpot_s=0.2), seed=3),
@@ -96,6 +101,37 @@ def test_without_objectives_nothing_is_said_about_them():
     figures = simulate(replace(SPEC, workload=workload)).figures
     assert [figures[name] for name in ("ssr", "goodput_rps", "ssr_by_demand")] == [None] * 3
     assert figures["throughput_rps"] > 0
+
+
+def nobody_served():
+    """Figures of a run that refused everybody."""
+    records = [record(100, 5, 1.0) for _ in range(10)]
+    for one in records:
+        one.outcome = Outcome.REJECTED
+    return summarise(records, KvcUse(1.0, 0.0, 2.0))
+
+
+def test_who_serves_nobody_has_no_times():
+    figures = nobody_served()
+    times = {name: value for name, value in figures.items() if name.endswith(TIMES)}
+    assert len(times) == 11 and set(times.values()) == {None}
+    assert (figures["served"], figures["ssr"], figures["throughput_rps"]) == (0, 0.0, 0.0)
+    assert summarise([record(100, 1, 1.0)], KvcUse(1.0, 1.0, 2.0))["mean_tpot_s"] is None
+
+
+@pytest.mark.parametrize("rates", [(2.0,), (2.0, 4.0)])
+def test_tables_and_pages_show_runs_that_serve_nobody(rates):
+    ends = simulate(replace(SPEC, workload=replace(SPEC.workload, requests=10))).figures
+    runs = [
+        {**settings_of(SPEC), "policy": policy, "rate_rps": rate_rps, "wall_s": 1.0, **figures}
+        for policy, figures in (("d", ends | nobody_served()), ("plus", ends))
+        for rate_rps in rates
+    ]
+    shown = dict(zip(COLUMNS, cells(runs[0]), strict=True))
+    assert shown["mean_jct_s"] == shown["p99_jct_s"] == shown["mean_tpot_s"] == "-"
+    html = page(json.loads(json.dumps(runs, allow_nan=False)), "runs")
+    parts = html.partition("parts, one by one")[2].partition("</svg>")[0]
+    assert "served per second" in parts and "mean JCT, s" not in parts
 
 
 def test_a_series_by_hand():

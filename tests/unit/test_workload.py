@@ -93,12 +93,39 @@ def test_servingsim_workloads_bring_their_tokens(tmp_path):
         ("a.jsonl", "[1]", "give a JSON object"),
         ("a.jsonl", json.dumps(MOONCAKE | {"hash_ids": 3}), "line 1: hash_ids=3"),
         ("a.jsonl", json.dumps({"timestamp": 1}), "line 1: input_length is None"),
+        ("a.csv", VIDUR.replace("3.5", "nan"), "line 2: arrived_at is 'nan'; give a time"),
+        ("a.csv", VIDUR.replace("3.5", "-inf"), "line 2: arrived_at is '-inf'; give a time"),
+        ("a.csv", VIDUR.replace("20", "nan"), "line 2: num_prefill_tokens is 'nan'; give a whole"),
+        ("a.csv", VIDUR.replace("20", "inf"), "line 2: num_prefill_tokens is 'inf'; give a whole"),
+        ("a.jsonl", json.dumps(MOONCAKE | {"timestamp": float("nan")}), "1: timestamp is nan;"),
+        ("a.jsonl", json.dumps(MOONCAKE | {"output_length": float("inf")}), "output_length is inf"),
+        ("a.jsonl", json.dumps(SERVINGSIM | {"arrival_time_ns": float("inf")}), "_ns is inf; give"),
+        ("a.jsonl", json.dumps(SERVINGSIM | {"input_tok_ids": 5}), "line 1: input_tok_ids=5; give"),
+        ("a.jsonl", json.dumps(SERVINGSIM | {"input_tok_ids": ["x"] * 20}), "a list of whole num"),
     ],
 )
 def test_errors_name_file_line_and_fix(tmp_path, name, text, words):
     read = read_csv if name.endswith("csv") else read_jsonl
     with pytest.raises(TraceError, match=words):
         read(written(tmp_path, name, text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", AZURE.replace("TIME", "\xe9")),
+        ("a.csv", AZURE.replace("396", "\xe9")),
+        ("a.jsonl", '"\xe9"'),
+    ],
+)
+def test_a_file_of_another_encoding_is_named(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_bytes(text.encode("latin-1"))
+    read = read_csv if name.endswith("csv") else read_jsonl
+    with pytest.raises(
+        TraceError, match=f"{name}: byte 0xe9 is not UTF-8 .*; give a file in UTF-8"
+    ):
+        read(path)
 
 
 def archive(path, clients):

@@ -16,6 +16,9 @@ from econoserve.prediction.request import RequestFeatures
 Truth = Callable[[RequestFeatures], int]
 """The true response length of a request, in tokens."""
 
+MOST_SIGMA = 100.0
+"""With a larger one, factors leave the range of floats."""
+
 
 class Oracle:
     """The predictor ``oracle``.
@@ -50,14 +53,17 @@ class NoisyOracle(Oracle):
     Args:
         level: probability that a claim should cover.
         truth: the true lengths.
-        sigma: standard deviation of the factor's logarithm, 0 or more.
+        sigma: standard deviation of the factor's logarithm, 0 to ``MOST_SIGMA``.
         seed: of the noise.
+
+    Raises:
+        ValueError: ``sigma`` is out of range.
     """
 
     def __init__(self, level: float, truth: Truth, sigma: float, seed: int = 0) -> None:
         super().__init__(level, truth)
-        if not sigma >= 0.0:
-            raise ValueError(f"sigma={sigma}: give 0 or more")
+        if not 0.0 <= sigma <= MOST_SIGMA:
+            raise ValueError(f"noisy-oracle: sigma={sigma}: give 0 to {MOST_SIGMA:g}")
         self._sigma = sigma
         self._draw = np.random.default_rng(seed)
         normal = NormalDist()

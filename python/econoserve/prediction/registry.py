@@ -83,4 +83,7 @@ def make_replay_predictor(
         except ValueError:
             raise ValueError(f"predictor {name!r}: give noisy-oracle(0.3), say") from None
         return NoisyOracle(level, truth, sigma)
+    if name not in PREDICTORS:
+        known = ", ".join((*PREDICTORS, "oracle", "noisy-oracle(SIGMA)"))
+        raise ValueError(f"predictor {name!r} is not known: choose one of {known}")
     return make_predictor(name, level, prior_tokens)

@@ -166,6 +166,8 @@ def _plots(runs: Sequence[Result], looks: Looks, name: str) -> Iterator[str]:
         panels = {"mean_jct_s": "mean JCT, s", "throughput_rps": "served per second"}
         if all(run.get("ssr") is not None for run in variants):
             panels["ssr"] = "SSR"
+        if any(run.get("mean_jct_s") is None for run in variants):
+            del panels["mean_jct_s"]
         draw = plots.bars(panels, variants, looks)
         yield _figure(draw, (9, 2.8), f"{name}-ablation", f"EconoServe's parts, one by one, {at}.")
 

@@ -22,6 +22,9 @@ TOLERANCE = 0.02
 MOST_DOUBLINGS = 16
 """A rate is no more than doubled or halved so often to find the first bracket. Ours."""
 
+MOST_REQUESTS = 2_000_000
+"""A rate is not doubled if the run would have more: at 6 s for 10,000 it takes 20 minutes. Ours."""
+
 MARGIN = 1e-9
 """Relative: a request in flight counts as late only if rounding cannot be why."""
 
@@ -53,7 +56,7 @@ class Capacity:
         rate_rps: the highest rate tried that attained, where all higher ones tried did not; 0 if
             none attained.
         above_rps: the lowest rate tried above it; it did not attain. Infinity if no rate was found
-            that is too high.
+            that is too high, as where the next run would have more than ``MOST_REQUESTS``.
         trials: all runs, in their order.
     """
 
@@ -215,8 +218,9 @@ def capacity(
     """Find the highest rate at which a share of the requests meets its SLO.
 
     The rate is doubled or halved from ``start_rps`` until one attains and the next does not, then
-    the bracket is halved until it is narrow. The share that meets its SLO is taken to fall as the
-    rate rises; where it does not, one of the rates where it crosses is found.
+    the bracket is halved until it is narrow. It is not doubled if the run would have more than
+    ``MOST_REQUESTS``. The share that meets its SLO is taken to fall as the rate rises; where it
+    does not, one of the rates where it crosses is found.
 
     Args:
         spec: what to run. Its workload states the SLO; its rate is not used unless ``start_rps``
@@ -250,7 +254,14 @@ def capacity(
             progress(trial)
         return trial.attained
 
-    low, high = _bracket(attained, start_rps)
+    def affordable(rate_rps: float) -> bool:
+        """Whether a run at this rate is not too long; one with all of a trace's requests is not."""
+        last = trials[-1]
+        whole = last.requests < lasting(spec, last.rate_rps, min_duration_s).workload.requests
+        requests = lasting(spec, rate_rps, min_duration_s).workload.requests
+        return whole or requests <= max(MOST_REQUESTS, spec.workload.requests)
+
+    low, high = _bracket(attained, affordable, start_rps)
     while low and math.isfinite(high) and high - low > tolerance * low:
         middle = (low + high) / 2
         if middle in (low, high):
@@ -320,11 +331,15 @@ def fewest_instances(
     return Fleet(high, tuple(trials))
 
 
-def _bracket(attained: Callable[[float], bool], start_rps: float) -> tuple[float, float]:
+def _bracket(
+    attained: Callable[[float], bool], affordable: Callable[[float], bool], start_rps: float
+) -> tuple[float, float]:
     """A rate that attains and one that does not, by a factor of 2 apart; 0 or infinity if none."""
     rate_rps = start_rps
     if attained(rate_rps):
         for _ in range(MOST_DOUBLINGS):
+            if not affordable(2 * rate_rps):
+                break
             if not attained(2 * rate_rps):
                 return rate_rps, 2 * rate_rps
             rate_rps *= 2

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from econoserve.sim.timing import Pass
+from econoserve.sim.timing import Pass, numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class FittedTime:
         """
         names = ("tokens", "tokens_s", "alone_s", "beside_s")
         names += tuple(name for name in UNEVEN if name in fields)
-        rows = {name: tuple(float(value) for value in fields[name]) for name in names}
+        rows = {name: numbers(name, fields[name]) for name in names}
         for axis, others in AXES.items():
             at = rows.get(axis, (1.0, 2.0))
             if len(at) < 2 or any(a >= b for a, b in pairwise(at)):

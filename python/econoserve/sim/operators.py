@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from econoserve.sim.fitted import UNEVEN, along
-from econoserve.sim.timing import Pass
+from econoserve.sim.timing import Pass, numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +64,15 @@ class OperatorTables:
         """
         names = ("tokens", "layer_us", "once_us", "sequences", "sequence_us")
         names += tuple(name for name in UNEVEN if name in fields)
-        rows = {name: tuple(float(value) for value in fields[name]) for name in names}
-        axes = tuple(tuple(float(value) for value in axis) for axis in fields["attention_axes"])
+        rows = {name: numbers(name, fields[name]) for name in names}
+        axes = tuple(numbers("attention_axes", axis) for axis in fields["attention_axes"])
         size = 1
         for axis in (*axes, rows["tokens"], rows["sequences"]):
             if len(axis) < 2 or any(a >= b for a, b in pairwise(axis)):
                 raise ValueError(f"axis {axis}: give two or more ascending values")
         for axis in axes:
             size *= len(axis)
-        attention = tuple(float(value) for value in fields["attention_us"])
+        attention = numbers("attention_us", fields["attention_us"])
         if len(axes) != 4 or len(attention) != size:
             raise ValueError(f"attention_us has {len(attention)} values: give one for each point")
         return cls(int(fields["layers"]), **rows, attention_axes=axes, attention_us=attention)

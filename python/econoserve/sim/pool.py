@@ -6,6 +6,7 @@ Owns what every request holds and how long it held it. It must not decide: it fo
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from econoserve.core.types import Task
 from econoserve.sim.prefix import PrefixCache
@@ -15,6 +16,22 @@ from econoserve.workload.trace import TraceRequest
 
 class SimulationError(RuntimeError):
     """A policy asked for what no machine can do, or for nothing at all."""
+
+
+class Sums(NamedTuple):
+    """Sums over the iterations of an instance so far.
+
+    Attributes:
+        passed_s: of their times.
+        numbered_s: of their numbers times their times.
+        backlog_s: of the times of those in a backlog.
+        backlog_numbered_s: of their numbers times their times.
+    """
+
+    passed_s: float = 0.0
+    numbered_s: float = 0.0
+    backlog_s: float = 0.0
+    backlog_numbered_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -53,7 +70,7 @@ class Live:
     backlog_token_s: float = 0.0
     joined: int = 0
     ends: int = 0
-    marks: tuple[float, ...] = ()
+    marks: Sums = field(default_factory=Sums)
 
 
 class Pool:
@@ -86,9 +103,7 @@ class Pool:
         # Of who runs, the iteration at which its context would have been empty.
         self._longest: list[tuple[int, int, str]] = []
         self._ending: dict[int, dict[str, Live]] = {}
-        # Sums over the iterations so far: of their times, and of their numbers times these; then
-        # the same over those in a backlog.
-        self._sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+        self._sums = Sums()
         self._held_s = self._useful_s = self._offered_s = 0.0
         self._backlog_useful_s = self._backlog_s = 0.0
 
@@ -186,8 +201,10 @@ class Pool:
         now, mark = self._sums, live.marks
         # In iteration k it held what it held before, and k - joined + 1 tokens.
         held = live.held - live.cached - live.joined + 1
-        live.token_s += held * (now[0] - mark[0]) + (now[1] - mark[1])
-        live.backlog_token_s += held * (now[2] - mark[2]) + (now[3] - mark[3])
+        numbered_s = now.numbered_s - mark.numbered_s
+        live.token_s += held * (now.passed_s - mark.passed_s) + numbered_s
+        numbered_s = now.backlog_numbered_s - mark.backlog_numbered_s
+        live.backlog_token_s += held * (now.backlog_s - mark.backlog_s) + numbered_s
         live.held += steps
         live.produced += steps
         self.context -= live.held
@@ -256,7 +273,9 @@ class Pool:
         numbered = self.iteration * elapsed_s
         if self.backlog:
             backlog_s, backlog_numbered_s = backlog_s + elapsed_s, backlog_numbered_s + numbered
-        self._sums = (passed_s + elapsed_s, numbered_s + numbered, backlog_s, backlog_numbered_s)
+        self._sums = Sums(
+            passed_s + elapsed_s, numbered_s + numbered, backlog_s, backlog_numbered_s
+        )
         ended = list(self._ending.get(self.iteration, {}).values())
         self.iteration += 1
         return ended

@@ -4,9 +4,12 @@ Owns the files in ``profiles/``, each with its sources, and their format.
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as fields_of
 from importlib.resources import files
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,7 @@ class Memory:
         bytes_per_value: of a key or value.
 
     Raises:
-        ProfileError: nothing is left for the KVC.
+        ProfileError: a value is out of range, or nothing is left for the KVC.
     """
 
     gpu_bytes: int
@@ -58,6 +61,15 @@ class Memory:
     bytes_per_value: int
 
     def __post_init__(self) -> None:
+        for name in ("gpus", "layers", "kv_heads", "head_dim"):
+            words = "a whole number of 1 or more"
+            _check(name, getattr(self, name), words, lambda value: value >= 1 and not value % 1)
+        for name in ("gpu_bytes", "bytes_per_value"):
+            _check(name, getattr(self, name), "bytes, more than 0", lambda value: value > 0)
+        for name in ("weights_bytes", "activation_bytes"):
+            _check(name, getattr(self, name), "bytes, 0 or more", lambda value: value >= 0)
+        words = "a share above 0, and 1 or less"
+        _check("usable_fraction", self.usable_fraction, words, lambda share: 0 < share <= 1)
         if self.capacity_tokens < 1:
             raise ProfileError(
                 f"weights_bytes={self.weights_bytes} leave no KVC in gpus={self.gpus} of "
@@ -91,6 +103,9 @@ class Profile:
         link_bytes_per_s: bandwidth between GPUs, for KVC that another instance fetches; 0 if it is
             not stated.
         tensor_times: how long iterations take with other numbers of GPUs that share each layer.
+
+    Raises:
+        ProfileError: a value is out of range.
     """
 
     name: str
@@ -101,6 +116,16 @@ class Profile:
     time: IterationTime
     link_bytes_per_s: float = 0.0
     tensor_times: Mapping[int, IterationTime] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        words = "a whole number of 1 or more"
+        _check("context_tokens", self.context_tokens, words, lambda value: value >= 1)
+        words = "bytes per second, more than 0"
+        _check("host_bytes_per_s", self.host_bytes_per_s, words, lambda value: value > 0)
+        words = "bytes per second, 0 or more"
+        _check("link_bytes_per_s", self.link_bytes_per_s, words, lambda value: value >= 0)
+        for gpus in self.tensor_times:
+            _check("tensor_times", gpus, "numbers of GPUs of 1 or more", lambda value: value >= 1)
 
     @property
     def move_s_per_token(self) -> float:
@@ -167,7 +192,11 @@ def load_profile(hardware: str, model: str) -> Profile:
         path = Path(hardware)
         if not path.is_file():
             raise ProfileError(f"hardware {hardware}: no such file; give a profile or its name")
-        return read_profile(path.stem, path.read_text(encoding="utf-8"))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ProfileError(f"hardware {hardware}: {error}; give a file in UTF-8") from None
+        return read_profile(path.stem, text)
     name = f"{hardware}/{model}"
     if name not in profile_names():
         raise ProfileError(f"no profile {name}: choose one of {', '.join(profile_names())}")
@@ -211,26 +240,56 @@ def profile_of(name: str, fields: Mapping[str, Any]) -> Profile:
         ProfileError: it cannot be used; names the field.
     """
     try:
+        fields = _object("the profile", fields)
         return Profile(
             name,
             str(fields["source"]),
-            Memory(**fields["memory"]),
-            int(fields["context_tokens"]),
-            float(fields["host_bytes_per_s"]),
-            _time(fields["time"]),
-            float(fields.get("link_bytes_per_s", 0.0)),
-            {int(gpus): _time(time) for gpus, time in fields.get("tensor_times", {}).items()},
+            _memory(_object("memory", fields["memory"])),
+            _number("context_tokens", fields["context_tokens"], int),
+            _number("host_bytes_per_s", fields["host_bytes_per_s"], float),
+            _time("time", fields["time"]),
+            _number("link_bytes_per_s", fields.get("link_bytes_per_s", 0.0), float),
+            {
+                _number("tensor_times", gpus, int): _time("tensor_times", time)
+                for gpus, time in _object("tensor_times", fields.get("tensor_times", {})).items()
+            },
         )
-    except ProfileError:
-        raise
     except KeyError as error:
         raise ProfileError(f"profile {name}: field {error} is missing; add it") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ProfileError(f"profile {name}: {error}; see docs/simulator.md") from None
 
 
-def _time(fields: Mapping[str, Any]) -> IterationTime:
+def _memory(given: Mapping[str, Any]) -> Memory:
+    names = [one.name for one in fields_of(Memory)]
+    for name in given:
+        if name not in names:
+            raise ProfileError(f"memory has a field {name!r}: give {', '.join(names)}")
+    return Memory(**{name: given[name] for name in names})
+
+
+def _time(name: str, given: Any) -> IterationTime:
+    fields = _object(name, given)
     kind = fields["kind"]
-    if kind not in TIMES:
-        raise ProfileError(f"time kind {kind!r}: give one of {', '.join(TIMES)}")
+    if kind not in list(TIMES):
+        raise ProfileError(f"{name} kind {kind!r}: give one of {', '.join(TIMES)}")
     return TIMES[kind](fields)
+
+
+def _object(name: str, given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ProfileError(f"{name} is {str(given)[:40]}: give a JSON object")
+    return given
+
+
+def _number(name: str, given: Any, kind: Callable[[Any], Any]) -> Any:
+    try:
+        return kind(given)
+    except (TypeError, ValueError, OverflowError):
+        raise ProfileError(f"{name}={given!r}: give a number") from None
+
+
+def _check(name: str, value: Any, words: str, fits: Callable[[float], bool]) -> None:
+    known = isinstance(value, Real) and math.isfinite(value)
+    if not known or not fits(value):
+        raise ProfileError(f"{name}={value!r}: give {words}")

@@ -123,8 +123,9 @@ def summarise(records: Sequence[RequestRecord], use: KvcUse) -> dict[str, Any]:
 
     Returns:
         By name. Rates are over the time from the first arrival to the last end; means and
-        percentiles over the requests that were served, 0 if none was; ``ssr`` is the share of all
-        requests that were served within all of their objectives. ``ssr``, ``goodput_rps`` and
+        percentiles over the requests that were served, ``None`` if none was, and those of TPOT if
+        none had two tokens; ``ssr`` is the share of all requests that were served within all of
+        their objectives. ``ssr``, ``goodput_rps`` and
         ``ssr_by_demand`` are ``None`` where no request has an objective, as
         ``kvc_useful_utilisation_backlog`` is where none waited; and so is what was not counted.
     """
@@ -190,9 +191,9 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
-def _percentile(values: Sequence[float], percent: int) -> float:
-    return float(np.percentile(values, percent)) if values else 0.0
+def _percentile(values: Sequence[float], percent: int) -> float | None:
+    return float(np.percentile(values, percent)) if values else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from econoserve.sim.timing import Pass
+from econoserve.sim.timing import Pass, numbers
 
 COEFFICIENTS = 5
 
@@ -59,7 +59,7 @@ class TwoRegimes:
 
 
 def _coefficients(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    found = tuple(float(value) for value in values)
+    found = numbers(name, values)
     if len(found) != COEFFICIENTS or min(found) < 0 or max(found) == 0:
         raise ValueError(f"{name}={list(found)}: give five numbers, none negative, not all 0")
     return found

@@ -4,7 +4,8 @@ Owns the models of time and what they are asked about. No policy sees them: poli
 iterations that pass.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -92,12 +93,14 @@ class DistServeFit:
             The fit.
 
         Raises:
-            KeyError, TypeError, ValueError: a field is missing or of another form.
+            KeyError: a field is missing.
+            ValueError: one cannot be used; names it.
         """
         prefill, small, large = (
-            _three(fields[name]) for name in ("prefill", "decoding_smallbs", "decoding_largebs")
+            _three(name, fields[name])
+            for name in ("prefill", "decoding_smallbs", "decoding_largebs")
         )
-        return cls(prefill, small, large, int(fields["decoding_large_small_bs_threshold"]))
+        return cls(prefill, small, large, int(_finite(LARGE_FROM, fields[LARGE_FROM])))
 
     def seconds(self, work: Pass) -> float:
         """See ``IterationTime.seconds``."""
@@ -122,6 +125,39 @@ class DistServeFit:
         return fixed + per_context * work.context_tokens + per_request * work.decoding, per_context
 
 
-def _three(values: list[float]) -> tuple[float, float, float]:
-    first, second, third = (float(value) for value in values)
-    return first, second, third
+LARGE_FROM = "decoding_large_small_bs_threshold"
+
+
+def numbers(name: str, values: Any) -> tuple[float, ...]:
+    """Numbers of a profile.
+
+    Args:
+        name: of their field.
+        values: what it holds.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: it is no list, or holds what is no finite number; names the field.
+    """
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name}={values!r}: give a list of numbers")
+    return tuple(_finite(name, value) for value in values)
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} has {value!r}: give finite numbers")
+    return number
+
+
+def _three(name: str, values: Any) -> tuple[float, float, float]:
+    found = numbers(name, values)
+    if len(found) != 3 or min(found) < 0 or max(found) == 0:
+        raise ValueError(f"{name}={list(found)}: give three numbers, none negative, not all 0")
+    return found

@@ -6,10 +6,12 @@ arrivals (``workload.arrivals``).
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -55,11 +57,12 @@ def read_csv(path: Path, limit: int | None = None) -> list[TraceRequest]:
         The requests by arrival; all at 0 s if no column has times.
 
     Raises:
-        TraceError: a column is missing, or a cell cannot be read; names file, line and cell.
+        TraceError: a column is missing, or a cell cannot be read; names file, line and cell. Or
+            the file is not UTF-8.
         OSError: the file cannot be opened.
     """
     requests: list[TraceRequest] = []
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with _text(path, "utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         header = reader.fieldnames or []
         lengths = next((pair for pair in COLUMNS if set(pair) <= set(header)), None)
@@ -95,7 +98,7 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[TraceRequest]:
         The requests by arrival.
 
     Raises:
-        TraceError: a line cannot be read; names file, line and field.
+        TraceError: a line cannot be read; names file, line and field. Or the file is not UTF-8.
         OSError: the file cannot be opened.
     """
     draw = np.random.default_rng(MOONCAKE_SEED)
@@ -110,8 +113,21 @@ def read_jsonl(path: Path, limit: int | None = None) -> list[TraceRequest]:
     return _named(path, requests)
 
 
+@contextmanager
+def _text(path: Path, encoding: str, newline: str | None = None) -> Iterator[TextIO]:
+    """An open file; while it is read, an error of its encoding names it."""
+    with path.open(newline=newline, encoding=encoding) as file:
+        try:
+            yield file
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise TraceError(
+                f"{path.name}: byte {byte:#04x} is not UTF-8 ({error.reason}); give a file in UTF-8"
+            ) from None
+
+
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+    with _text(path, "utf-8") as file:
         for number, line in enumerate(file, start=1):
             place = f"{path.name}, line {number}"
             if not line.strip():
@@ -130,7 +146,7 @@ def _mooncake(place: str, row: dict[str, Any], draw: np.random.Generator) -> Tra
     output = _tokens(place, "output_length", row.get("output_length"))
     at_s = _seconds(place, "timestamp", row.get("timestamp")) / 1e3 + draw.uniform(0.0, TICK_S)
     blocks = row.get("hash_ids", [])
-    if not isinstance(blocks, list) or not all(isinstance(block, int) for block in blocks):
+    if not _whole_numbers(blocks):
         raise TraceError(f"{place}: hash_ids={blocks!r}; give a list of whole numbers")
     names = _chain(blocks)
     features = RequestFeatures(prompt, CAP_TOKENS, _hashes(names, prompt))
@@ -145,6 +161,8 @@ def _servingsim(place: str, row: dict[str, Any]) -> TraceRequest:
     output = _tokens(place, "output_toks", row.get("output_toks"))
     at_s = _seconds(place, "arrival_time_ns", row.get("arrival_time_ns")) / 1e9
     ids = row.get("input_tok_ids")
+    if ids is not None and not _whole_numbers(ids):
+        raise TraceError(f"{place}: input_tok_ids={str(ids)[:40]}; give a list of whole numbers")
     if ids is None or len(ids) != prompt:
         return TraceRequest(at_s, RequestFeatures(prompt, CAP_TOKENS), output)
     features = RequestFeatures.of_prompt(ids, CAP_TOKENS)
@@ -168,13 +186,17 @@ def _hashes(names: tuple[int, ...], prompt_tokens: int) -> tuple[int, ...]:
     return tuple(ends[cut] for cut in CUTS if cut in ends and cut <= prompt_tokens)
 
 
+def _whole_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, int) for value in values)
+
+
 def _tokens(place: str, name: str, value: object) -> int:
     """A length; 0 counts as 1, since no pass is without a token."""
     try:
         tokens = float(str(value))
     except ValueError:
         tokens = -1.0
-    if tokens < 0 or tokens != int(tokens):
+    if not math.isfinite(tokens) or tokens < 0 or tokens != int(tokens):
         raise TraceError(f"{place}: {name} is {value!r}; give a whole number of tokens")
     return max(int(tokens), 1)
 
@@ -182,9 +204,12 @@ def _tokens(place: str, name: str, value: object) -> int:
 def _seconds(place: str, name: str, value: object) -> float:
     read = TIMES.get(name, float)
     try:
-        return read(str(value))
-    except ValueError:
-        raise TraceError(f"{place}: {name} is {value!r}; give a time of arrival") from None
+        at_s = read(str(value))
+    except (ValueError, OverflowError):
+        at_s = math.nan
+    if not math.isfinite(at_s):
+        raise TraceError(f"{place}: {name} is {value!r}; give a time of arrival")
+    return at_s
 
 
 def _named(path: Path, requests: list[TraceRequest]) -> list[TraceRequest]:
