@@ -58,13 +58,15 @@ def serve(policy, requests, capacity_tokens):
         for rid, _reason in plan.reject:
             end(rid, Outcome.REJECTED)
 
-        # One forward pass: all that run take a KVC token each; then the parts of prompts.
+        # One forward pass: all that run take a KVC token each, unless they are to sit it out; then
+        # the parts of prompts.
         left = dict(plan.preempt)
         running = [rid for rid in running if rid in live and rid not in left]
         running.extend(plan.resume)
         for rid in plan.resume:
             live[rid].held, live[rid].offloaded = live[rid].held + live[rid].offloaded, 0
-        for rid in running:
+        decoded = () if plan.pauses else tuple(running)
+        for rid in decoded:
             live[rid].held += 1
         parts = []
         for rid, tokens in plan.prefill:
@@ -76,19 +78,19 @@ def serve(policy, requests, capacity_tokens):
             resumed=plan.resume,
             parked=tuple(rid for rid, how in left.items() if how is Preemption.PARK),
             offloaded=tuple(rid for rid, how in left.items() if how is Preemption.OFFLOAD),
-            decoded=tuple(running),
+            decoded=decoded,
         )
         policy.on_launch(plan, launch)
         used = sum(request.held for request in live.values())
         peak = max(peak, used)
         if plan.prefill or plan.resume or left:
             print(
-                f"{iteration:4} KVC {used}, {len(running)} decode, prompts {plan.prefill}", end=""
+                f"{iteration:4} KVC {used}, {len(decoded)} decode, prompts {plan.prefill}", end=""
             )
             print(f", joining {plan.resume}, leaving {[(r, how.value) for r, how in left.items()]}")
 
         # What comes out: a token of each that decoded, and the next one of each finished prompt.
-        for rid in (*running, *(part.rid for part in parts if part.done)):
+        for rid in (*decoded, *(part.rid for part in parts if part.done)):
             live[rid].produced += 1
             policy.on_tokens(rid, 1)
             if live[rid].produced == live[rid].length:

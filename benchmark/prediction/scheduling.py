@@ -160,7 +160,7 @@ class _Machine:
         for rid, _ in plan.reject:
             raise RuntimeError(f"{rid} was refused")
         self._running.update(dict.fromkeys(plan.resume))
-        decoded = tuple(self._running)
+        decoded = () if plan.pauses else tuple(self._running)
         for rid in decoded:
             self._live[rid].held += 1
         parts = tuple(self._prefill(rid, tokens) for rid, tokens in plan.prefill)

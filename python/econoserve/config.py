@@ -48,7 +48,7 @@ TEXTS = ("predictor_state", "iteration_log")
 """Settings that are any words."""
 
 SHARES = {
-    **dict.fromkeys(("parked_kvc", "lost_damage"), True),
+    **dict.fromkeys(("parked_kvc", "pause_kvc", "lost_damage"), True),
     **dict.fromkeys(("kvc_reserve", "deferred_margin", "deferred_step", "deferred_most"), False),
 }
 """Settings that are shares, and whether the whole is one."""
@@ -96,6 +96,7 @@ class RuntimeConfig:
     tfs_burst: float = 8.0
     hold_steps: int = 8
     hold_pace: float = 0.97
+    pause_kvc: float = 0.6
     predictor: str = DEFAULT
     predictor_state: str | None = None
     rl_quantile: float = 0.5
@@ -218,6 +219,8 @@ HELP = {
     "hold_steps": "Policy plus: steps for which prompts may wait to start together; 0: never.",
     "hold_pace": "Policy plus: prompts wait longer, up to 64 steps, while decoding is slower than "
     "this share of the tightest TPOT objective.",
+    "pause_kvc": "Policy plus: prompts may be computed alone, for their TTFT, where less than this "
+    "share of the KV cache is used and decoding has time; 0: never.",
     "predictor": "What predicts response lengths.",
     "predictor_state": "File that keeps what the predictor has learned, over restarts; each of "
     "several replicas adds its number.",

@@ -186,7 +186,8 @@ class Machine:
             request.held, request.offloaded = request.held + request.offloaded, 0
         running = [r for r in self.requests.values() if r.state == "running"]
         assert len(running) <= self.max_running
-        decoding = [request for request in running if not self.skipped()]
+        assert plan.prefill or not plan.pauses
+        decoding = [] if plan.pauses else [r for r in running if not self.skipped()]
         for request in decoding:
             request.held += 1
         prefilled = self.prefill(plan)

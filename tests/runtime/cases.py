@@ -129,7 +129,7 @@ def main():
     from econoserve import demo_model
 
     settings = json.loads(options)
-    every = settings.pop("every", 1)
+    every, slo = settings.pop("every", 1), settings.pop("slo", None)
     engine = Engine(
         model_path=str(demo_model.ensure()),
         device="cpu",
@@ -138,6 +138,8 @@ def main():
         **settings,
     )
     cases = dict(list(requests().items())[::every])
+    for keywords in cases.values() if slo else ():
+        keywords["sampling_params"]["custom_params"] = {"econoserve": slo}
     outputs = engine.loop.run_until_complete(run_all(engine, cases))
     engine.flush_cache()
     state = engine.get_server_info()["internal_states"][0]

@@ -34,6 +34,13 @@ RUNS = {
         "econoserve_host_gb_per_s": 1000.0,
         "every": 2,
     },
+    # Prompts are computed alone, when their TTFT is near, while those that run sit the pass out.
+    "pausing": {
+        **TIGHT,
+        "econoserve_pause_kvc": 1.0,
+        "slo": {"ttft_ms": 1000, "tpot_ms": 10_000},
+        "every": 2,
+    },
 }
 
 
@@ -75,9 +82,10 @@ def test_outputs_equal_stock_and_nothing_is_left(stock, run):
     state = result["state"]
     for counter in ("chunked", "mixed_batches"):
         assert state[f"total_{counter}"] > 0, state
+    assert (state["total_pauses"] > 0) == (name == "pausing"), state
     if name == "offload":
         assert state["total_offloaded"] > 0, state
-    elif name in ("tight", "faulty_policy"):
+    elif name in ("tight", "faulty_policy", "pausing"):
         assert min(state["total_parked"], state["total_resumed"]) > 0, state
     else:
         assert state["total_preempted"] > 0, state

@@ -162,10 +162,14 @@ def test_what_the_decodes_cannot_keep_by_themselves_does_not_stop_prompts():
     assert started(slowed(0.018, alone_s=0.019), 9.0) == ["new"]
 
 
-def test_the_pace_is_forgotten_when_nobody_decodes():
+def test_the_pace_is_forgotten_when_nobody_runs():
     policy = slowed(0.018)
     policy.on_launch(IterationPlan(), Launch())
-    assert started(policy, 9.0) == ["new"]
+    assert policy.pace.step_s > 0
+    for rid in list(policy.books.running):
+        policy.remove(rid, Outcome.FINISHED)
+    policy.on_launch(IterationPlan(), Launch())
+    assert policy.pace.step_s == policy.pace.alone_s == policy.pace.paused_s == 0
 
 
 def test_one_stall_is_not_the_pace():

@@ -9,6 +9,7 @@ from itertools import islice
 from econoserve.core.books import Books, TaskState
 from econoserve.core.draft import Draft, Prompt
 from econoserve.core.order import Ordering
+from econoserve.core.pausing import Company
 from econoserve.core.queues import from_rank
 from econoserve.core.types import View
 
@@ -51,7 +52,9 @@ class PromptFiller:
         self._margin_tokens = margin_tokens
         self._parkable_tokens = parked_fraction * books.ledger.capacity_tokens
 
-    def fill(self, draft: Draft, view: View, tfs_tokens: int) -> None:
+    def fill(
+        self, draft: Draft, view: View, tfs_tokens: int, company: Company | None = None
+    ) -> None:
         """Plan prompts, first the one that is under way.
 
         If that goes on beyond this pass, it leaves part of it to prompts that are computed whole,
@@ -62,11 +65,12 @@ class PromptFiller:
             draft: the plan so far.
             view: the machine now.
             tfs_tokens: decode and prompt tokens of the forward pass.
+            company: keeps out prompts that would make others late; ``None``: nobody does.
         """
         budget = max(tfs_tokens - draft.decoding, tfs_tokens // LEAST_SHARE, 1)
         under_way = next(iter(self._books.prefilling.values()), None)
         if under_way is None:
-            self._start_waiting(draft, view, budget)
+            self._start_waiting(draft, view, budget, company)
             return
         left = under_way.prompt_left_tokens
         tokens = min(left, budget, draft.free_tokens)
@@ -78,9 +82,13 @@ class PromptFiller:
             return
         draft.prefill(under_way, tokens)
         if not goes_on:
-            self._start_waiting(draft, view, budget - tokens)
+            if company is not None:
+                company.join(under_way, tokens, ends=True)
+            self._start_waiting(draft, view, budget - tokens, company)
 
-    def _start_waiting(self, draft: Draft, view: View, budget: int) -> None:
+    def _start_waiting(
+        self, draft: Draft, view: View, budget: int, company: Company | None
+    ) -> None:
         """Start prompts in order; the last one may go on in the next pass."""
         misses = held_up = 0
         for index, (key, group) in enumerate(islice(self._books.waiting.groups(), GROUPS)):
@@ -93,8 +101,12 @@ class PromptFiller:
                     held_up += 1
                 elif (prompt := self._next(state, budget, draft, view)) is None:
                     misses += 1
+                elif company is not None and not company.welcomes(prompt.now_tokens):
+                    return
                 elif self._start(state, prompt, draft, view):
                     budget -= prompt.now_tokens
+                    if company is not None:
+                        company.join(state, prompt.now_tokens, prompt.done)
                     continue
                 else:
                     misses += 1

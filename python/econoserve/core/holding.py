@@ -14,19 +14,14 @@ from itertools import islice
 
 from econoserve.core.books import Books
 from econoserve.core.checks import check_least
-from econoserve.core.cost import CostModel, IterationWork
+from econoserve.core.cost import CostModel
 from econoserve.core.draft import Draft
 from econoserve.core.order import Ordering
+from econoserve.core.pace import DecodePace
 from econoserve.core.types import Launch, View
 
 PROMPTS = 16
 """Prompts that are looked at; bounds the cost."""
-
-TIGHT = 0.8
-"""Prompts with an SLO are held only where the pace takes more than this share of the tightest TPOT
-objective: elsewhere nobody keeps an SLO because of it, and some lose theirs."""
-
-PAUSE_TIGHT, PAUSE_BURST, PAUSE_NEAR = 0.8, 8.0, math.inf
 
 SLACK_SHARE = 0.25
 """Share of the time until its latest start, less two passes, for which a prompt may be held."""
@@ -34,17 +29,11 @@ SLACK_SHARE = 0.25
 WEIGHT = 2.0
 """A second before the first token counts as so many between tokens."""
 
-MEMORY_STEPS = 256
-"""Iterations over which the pace is averaged."""
-
 SLOW_STEPS = 64
 """Steps for which prompts wait at most because the pace is too slow."""
 
 SPARE = 1.1
 """They do not wait where decoding alone takes more than the objective over this."""
-
-OUTLIER = 4.0
-"""An iteration counts as no longer than so many times what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,73 +66,31 @@ class Holding:
         books: the live tasks.
         ordering: knows the deadlines.
         cost: knows what prompts cost those that decode.
+        pace: knows whether the decodes have time.
     """
 
     def __init__(
-        self, config: HoldingConfig, books: Books, ordering: Ordering, cost: CostModel
+        self,
+        config: HoldingConfig,
+        books: Books,
+        ordering: Ordering,
+        cost: CostModel,
+        pace: DecodePace,
     ) -> None:
         self.config = config
         self._books = books
         self._ordering = ordering
         self._cost = cost
+        self._pace = pace
         self._steps = config.steps
-        # Means over all iterations that decoded, and over those that did nothing else.
-        self._pace_s = self._alone_s = 0.0
-        # Time since the last iteration that decoded.
-        self._paused_s = 0.0
 
     def on_launch(self, launch: Launch) -> None:
-        """Count the steps since prompts were in a pass; nobody decodes: the pace is forgotten.
+        """Count the steps since prompts were in a pass.
 
         Args:
             launch: the iteration as launched.
         """
         self._steps = 0 if launch.prefilled else self._steps + 1
-        if not launch.decoded and not self._books.running:
-            self._pace_s = self._alone_s = self._paused_s = 0.0
-
-    def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
-        """Learn the pace of the decodes.
-
-        Args:
-            work: what an iteration computed.
-            elapsed_s: how long it took.
-        """
-        elapsed_s = min(elapsed_s, OUTLIER * self._cost.seconds(work))
-        if not work.decoding:
-            self._paused_s += elapsed_s if self._books.running else 0.0
-            return
-        if not work.mixed:
-            self._alone_s += (elapsed_s - self._alone_s) / MEMORY_STEPS
-        self._pace_s += (elapsed_s + self._paused_s - self._pace_s) / MEMORY_STEPS
-        self._paused_s = 0.0
-
-    def pauses(self, draft: Draft, now_s: float) -> bool:
-        """Whether those that run are to sit this pass out.
-
-        Args:
-            draft: the plan so far, with its prompts.
-            now_s: the time.
-
-        Returns:
-            ``True`` if they do.
-        """
-        if not draft.decoding or self._paused_s > PAUSE_BURST * draft.tpot_s:
-            return False
-        if not self._pace_s + self._paused_s / MEMORY_STEPS < PAUSE_TIGHT * draft.tpot_s < math.inf:
-            return False
-        near_s = now_s + PAUSE_NEAR * self._cost.base_s(
-            True, draft.decoding, self._books.ledger.decoding_tokens
-        )
-        for rid in draft.prompts:
-            state = self._books[rid]
-            if (
-                state.task.slo.ttft_s is not None
-                and not state.demoted
-                and self._ordering.latest_start_s(state, generating=False) < near_s
-            ):
-                return True
-        return False
 
     def holds(self, draft: Draft, view: View) -> bool:
         """Whether waiting prompts are not to start in this pass.
@@ -158,11 +105,13 @@ class Holding:
         decoding, context_tokens = draft.decoding, self._books.ledger.decoding_tokens
         if not decoding or not self.config.steps or not len(self._books.waiting):
             return False
-        relaxed = self._pace_s < TIGHT * draft.tpot_s
+        # What keeps nobody's SLO would lose some.
+        relaxed = self._pace.relaxed(draft.tpot_s)
         if relaxed and draft.tpot_s < math.inf:
             return False
         limit_s = self.config.pace * draft.tpot_s
-        if self._pace_s > limit_s > SPARE * self._alone_s and self._steps < SLOW_STEPS:
+        pace = self._pace
+        if pace.step_s > limit_s > SPARE * pace.alone_s and self._steps < SLOW_STEPS:
             return True
         if self._steps >= self.config.steps:
             return False

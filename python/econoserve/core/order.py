@@ -76,12 +76,16 @@ class Ordering:
         config: the order's constants.
         cost: estimates service times.
         ledger: knows who holds KVC.
+
+    Attributes:
+        mixes: whether prompts were computed beside decodes when they were computed last.
     """
 
     def __init__(self, config: OrderConfig, cost: CostModel, ledger: Ledger) -> None:
         self.config = config
         self._cost = cost
         self._ledger = ledger
+        self.mixes = True
         self._sign = 1 if config.length_order is LengthOrder.SHORTER else -1
         self._bucket_scale = 1.0 / math.log(config.group_ratio)
 
@@ -115,8 +119,9 @@ class Ordering:
             service_s = prefill_s + state.response_tokens * self._step_s()
             starts.append(slo.e2e_s - service_s)
         if not generating and slo.ttft_s is not None:
-            # The first token comes at the end of a pass, with everybody's decode tokens in it.
-            pass_s = self._cost.base_s(True, len(self._ledger), self._ledger.decoding_tokens)
+            # The first token comes at the end of a pass, with decode tokens in it or without.
+            beside = (len(self._ledger), self._ledger.decoding_tokens) if self.mixes else (0, 0)
+            pass_s = self._cost.base_s(True, *beside)
             starts.append(slo.ttft_s - prefill_s - pass_s)
         if generating and slo.tpot_s is not None:
             allowed_s = (slo.ttft_s or 0.0) + slo.tpot_s * task.prediction.tokens

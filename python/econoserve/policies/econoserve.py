@@ -20,6 +20,8 @@ from econoserve.core.holding import Holding, HoldingConfig
 from econoserve.core.kvc import KvcConfig, KvcMode
 from econoserve.core.late import Late, LateWatch
 from econoserve.core.order import Order, OrderConfig, Ordering
+from econoserve.core.pace import DecodePace
+from econoserve.core.pausing import Pausing, PausingConfig
 from econoserve.core.policy import BookedPolicy
 from econoserve.core.shedding import Shedding, SheddingConfig
 from econoserve.core.types import IterationPlan, Launch, Outcome, Task, View
@@ -43,6 +45,7 @@ class EconoServeConfig:
         late: what becomes of prompts that cannot keep their SLO; a ``Late`` or its value.
         starvation_s: a task that waited so long beyond its latest start lets nobody past it.
         holding: how long prompts wait to start together.
+        pausing: where prompts may be computed alone.
         shedding: who steps back in an overload.
 
     Raises:
@@ -58,6 +61,7 @@ class EconoServeConfig:
     late: Late = Late.DEMOTE
     starvation_s: float = 30.0
     holding: HoldingConfig = field(default_factory=HoldingConfig)
+    pausing: PausingConfig = field(default_factory=PausingConfig)
     shedding: SheddingConfig = field(default_factory=SheddingConfig)
 
     def __post_init__(self) -> None:
@@ -68,6 +72,7 @@ class EconoServeConfig:
             "victims": VictimConfig,
             "tfs": TfsConfig,
             "holding": HoldingConfig,
+            "pausing": PausingConfig,
             "shedding": SheddingConfig,
         }
         for name, part in parts.items():
@@ -81,8 +86,12 @@ class EconoServeConfig:
             raise ValueError(f"starvation_s={self.starvation_s}: give 0 seconds or more")
 
 
-NEVER_HELD = HoldingConfig(steps=0)
-NEVER_DEFERRED = SheddingConfig(margin_fraction=0, step=0, most=0)
+ONLY_PLUS = {
+    "holding": HoldingConfig(steps=0),
+    "pausing": PausingConfig(kvc_fraction=0),
+    "shedding": SheddingConfig(margin_fraction=0, step=0, most=0),
+}
+"""What the other variants have not: prompts that wait or go alone, requests that step back."""
 
 VARIANTS = {
     "d": (KvcMode.EXACT, Order.ARRIVAL),
@@ -92,7 +101,8 @@ VARIANTS = {
     "plus": (KvcMode.RISK, Order.URGENCY),
 }
 """The ablation: decoupled queues; + time-synced groups; + ordering; + pipelining; + all of ours,
-which is the skyline with risk, prompts that start together, and large requests that step back."""
+which is the skyline with risk, prompts that start together or alone, and large requests that step
+back."""
 
 
 def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
@@ -101,7 +111,7 @@ def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
     Args:
         name: key of ``VARIANTS``.
         config: everything else; its ``kvc.mode`` and its ``order.order`` are replaced, even where
-            they were given on purpose; of all but ``plus`` ``holding`` and ``shedding``, too. For
+            they were given on purpose; of all but ``plus`` those of ``ONLY_PLUS``, too. For
             another pair, make ``EconoServe`` of a configuration.
 
     Returns:
@@ -116,7 +126,7 @@ def variant(name: str, config: EconoServeConfig) -> EconoServeConfig:
         "order": replace(config.order, order=order),
     }
     if name != "plus":
-        parts |= {"holding": NEVER_HELD, "shedding": NEVER_DEFERRED}
+        parts |= ONLY_PLUS
     return replace(config, **parts)
 
 
@@ -136,7 +146,10 @@ class EconoServe(BookedPolicy):
         super().__init__(Books(ledger, self.ordering.pt_place, self.ordering.gt_place))
         self.victims = Victims(config.victims, self.books, self.cost, self.ordering)
         self.late = LateWatch(config.late, self.books, self.ordering)
-        self.holding = Holding(config.holding, self.books, self.ordering, self.cost)
+        self.pace = DecodePace(self.books, self.cost)
+        common = (self.books, self.ordering, self.cost, self.pace)
+        self.holding = Holding(config.holding, *common)
+        self.pausing = Pausing(config.pausing, *common)
         self.shedding = Shedding(config.shedding, config.capacity_tokens)
         self.prompts = PromptFiller(
             self.books,
@@ -157,6 +170,9 @@ class EconoServe(BookedPolicy):
         """See ``Policy.on_launch``."""
         super().on_launch(plan, launch)
         self.holding.on_launch(launch)
+        self.pace.on_launch(launch)
+        if launch.prefilled:
+            self.ordering.mixes = bool(launch.decoded)
         for rid in plan.demote:
             if rid in self.books:
                 self.shedding.lose(self.books[rid])
@@ -166,7 +182,7 @@ class EconoServe(BookedPolicy):
     def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
         """See ``Policy.on_iteration``."""
         self.cost.observe(work, elapsed_s)
-        self.holding.on_iteration(work, elapsed_s)
+        self.pace.on_iteration(work, elapsed_s)
 
     def remove(self, rid: str, outcome: Outcome) -> None:
         """See ``Policy.remove``."""
@@ -183,8 +199,9 @@ class EconoServe(BookedPolicy):
         self.late.handle(draft, view.now_s)
         self._resume(view, draft)
         if self.books.prefilling or not self.holding.holds(draft, view):
-            self.prompts.fill(draft, view, self.tfs_tokens(draft.decoding, draft.tpot_s))
-            if self.holding.pauses(draft, view.now_s):
+            company = self.pausing.company(draft, view)
+            self.prompts.fill(draft, view, self.tfs_tokens(draft.decoding, draft.tpot_s), company)
+            if self.pausing.pauses(draft, view):
                 draft.pause()
         return draft.plan()
 

@@ -9,6 +9,7 @@ from econoserve.core.kvc import KvcConfig
 from econoserve.core.late import Late
 from econoserve.core.nested import Nesting
 from econoserve.core.order import LengthOrder, OrderConfig
+from econoserve.core.pausing import PausingConfig
 from econoserve.core.policy import BookedPolicy
 from econoserve.core.shedding import SheddingConfig
 from econoserve.core.types import Preemption
@@ -101,6 +102,7 @@ def _econoserve(config: RuntimeConfig, machine: Machine) -> dict[str, object]:
         "late": Late(config.late),
         "starvation_s": config.starvation_ms / 1e3,
         "holding": HoldingConfig(config.hold_steps, config.hold_pace),
+        "pausing": PausingConfig(config.pause_kvc),
         "shedding": SheddingConfig(
             config.deferred_margin, config.deferred_step, config.deferred_most
         ),

@@ -70,6 +70,7 @@ class Counters:
         allocation_failures: requests that SGLang had to retract because the pool was full.
         chunked: prompts that needed more than one forward pass.
         mixed_batches: forward passes with decode and prompt tokens.
+        pauses: forward passes of prompts alone that running requests sat out.
         planning_errors: plans that raised.
         stalls: times that nothing ran although something waited, and SGLang decided.
         rank_divergences: comparisons in which tensor-parallel ranks had planned differently.
@@ -87,6 +88,7 @@ class Counters:
     allocation_failures: int = 0
     chunked: int = 0
     mixed_batches: int = 0
+    pauses: int = 0
     planning_errors: int = 0
     stalls: int = 0
     rank_divergences: int = 0

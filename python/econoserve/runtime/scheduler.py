@@ -74,11 +74,10 @@ class EconoScheduler(ShapingScheduler):
         super().init_running_status()
 
     def init_chunked_prefill(self) -> None:
-        """See upstream; decode and prompt tokens always share a forward pass."""
+        """See upstream; decode and prompt tokens share a forward pass unless the plan pauses."""
         super().init_chunked_prefill()
         if self.chunked_prefill_size is None:
             raise Unsupported("EconoServe needs chunked prefill: set --chunked-prefill-size")
-        self.is_mixed_chunk = True
 
     def init_schedule_policy(self) -> None:
         """See upstream; also builds our policy, predictor and ledger."""
@@ -183,6 +182,7 @@ class EconoScheduler(ShapingScheduler):
             plan = self._plan(running_batch, last_batch)
             running_batch = self.shape(plan, running_batch, last_batch)
         self.active_plan = plan
+        self.is_mixed_chunk = plan is None or not plan.pauses
         self.policy.planned = None if plan is None else [rid for rid, _ in plan.prefill]
         answer = super().get_next_batch_to_run(running_batch, last_batch)
         self.active_plan = None
@@ -325,6 +325,7 @@ class EconoScheduler(ShapingScheduler):
             decoding = batch.decoding_reqs or []
             mixed = len(decoding)
             self.host.counters.mixed_batches += mixed > 0
+            self.host.counters.pauses += plan.pauses
             prompts = batch.reqs[: len(batch.reqs) - mixed]
             for req, prefix, tokens in zip(
                 prompts, batch.prefix_lens, batch.extend_lens, strict=False

@@ -165,11 +165,8 @@ class Instance:
         self._policy.on_iteration(work.work(), elapsed_s)
         if self._series is not None:
             self._sample(launch, work, began_s, tfs_tokens)
-        forward_tokens = work.prompt_tokens + work.decoding
-        if work.decoding or not self._pool.running:
-            ended = self._pool.end_iteration(elapsed_s, forward_tokens)
-        else:
-            ended = self._pool.end_pause(elapsed_s, forward_tokens)
+        paused = bool(self._pool.running) and not launch.decoded
+        ended = self._pool.end_iteration(elapsed_s, work.prompt_tokens + work.decoding, paused)
         self._policy.on_step(launch.decoded)
         for live in ended:
             self._pool.leave(live)
@@ -241,9 +238,7 @@ class Instance:
             parts.append(Prefilled(rid, tokens, before if found else 0, done, found))
         prompt_tokens = sum(part.tokens for part in parts)
         context, longest = (0, 0) if plan.pauses else (pool.context, pool.longest)
-        work = Pass(
-            len(parts), prompt_tokens, squares, squared, len(decoded), context, longest
-        )
+        work = Pass(len(parts), prompt_tokens, squares, squared, len(decoded), context, longest)
         launch = Launch(
             prefilled=tuple(parts),
             resumed=tuple(rid for rid in plan.resume if rid not in self._gone),

@@ -89,6 +89,7 @@ class Pool:
         holders: requests that hold KVC.
         running: who decodes, by id, in the order of joining.
         iteration: number of the iteration that comes next, or is under way.
+        paused: iterations so far that those that ran sat out; not counted in ``iteration``.
         forward_tokens: tokens that the iterations so far computed.
         backlog: whether requests wait that hold no KVC; for the time that is counted next.
     """
@@ -96,6 +97,7 @@ class Pool:
     def __init__(self, capacity_tokens: int) -> None:
         self.capacity_tokens = capacity_tokens
         self.used = self.context = self.found = self.holders = self.iteration = 0
+        self.paused = 0
         self.forward_tokens = 0
         self.backlog = False
         self.running: dict[str, Live] = {}
@@ -117,7 +119,7 @@ class Pool:
             self._offered_s,
             self._backlog_useful_s,
             backlog_s,
-            self.iteration,
+            self.iteration + self.paused,
             self.forward_tokens,
         )
 
@@ -257,25 +259,32 @@ class Pool:
         if self.backlog:
             self._backlog_s += elapsed_s
 
-    def end_iteration(self, elapsed_s: float, forward_tokens: int = 0) -> list[Live]:
+    def end_iteration(
+        self, elapsed_s: float, forward_tokens: int = 0, paused: bool = False
+    ) -> list[Live]:
         """Count an iteration.
 
         Args:
             elapsed_s: how long it took.
             forward_tokens: tokens that it computed.
+            paused: those that run sat it out, so it has no number of its own.
 
         Returns:
             Requests that produced their last token in it; they still run.
         """
         self.pass_time(elapsed_s)
         self.forward_tokens += forward_tokens
+        self.paused += paused
         passed_s, numbered_s, backlog_s, backlog_numbered_s = self._sums
-        numbered = self.iteration * elapsed_s
+        # While paused, everybody holds what it held in the iteration before.
+        numbered = (self.iteration - paused) * elapsed_s
         if self.backlog:
             backlog_s, backlog_numbered_s = backlog_s + elapsed_s, backlog_numbered_s + numbered
         self._sums = Sums(
             passed_s + elapsed_s, numbered_s + numbered, backlog_s, backlog_numbered_s
         )
+        if paused:
+            return []
         ended = list(self._ending.get(self.iteration, {}).values())
         self.iteration += 1
         return ended

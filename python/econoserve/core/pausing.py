@@ -1,0 +1,155 @@
+"""When prompts are computed alone and in small companies, so that they get their first token soon.
+
+A prompt's first token comes at the end of its pass. What else is in the pass delays it: decode
+tokens, and other prompts. Where decoding is faster than its objective asks for and the KVC is not
+scarce, the running requests can sit a pass out, and prompts that would make others late can wait
+for the next one. Both cost throughput, since passes have a fixed cost, and requests that take
+longer hold their KVC for longer: so nothing of it happens where KVC is scarce. The rules are ours,
+not the paper's; that prompts go alone and first is vLLM's rule of 2023 and SGLang's.
+"""
+
+import math
+from dataclasses import dataclass
+
+from econoserve.core.books import Books, TaskState
+from econoserve.core.cost import CostModel
+from econoserve.core.draft import Draft
+from econoserve.core.order import Ordering
+from econoserve.core.pace import DecodePace
+from econoserve.core.types import View
+
+NEAR = 4.0
+"""Decodes pause for a prompt whose latest start is less than so many passes away."""
+
+BURST = 8.0
+"""Decodes pause for no longer than so many times the tightest TPOT objective in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class PausingConfig:
+    """The constant; ours, not the paper's.
+
+    Attributes:
+        kvc_fraction: nobody pauses where more than this share of the KVC is used; 0: never.
+
+    Raises:
+        ValueError: it is out of range.
+    """
+
+    kvc_fraction: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kvc_fraction <= 1:
+            raise ValueError(f"kvc_fraction={self.kvc_fraction}: give a share in [0, 1]")
+
+
+class Company:
+    """The prompts of one pass, none of which is to be late because of another.
+
+    Args:
+        now_s: when the pass begins.
+        ordering: knows the latest starts.
+        cost: knows what prompts take.
+    """
+
+    def __init__(self, now_s: float, ordering: Ordering, cost: CostModel) -> None:
+        self._ordering = ordering
+        self._cost = cost
+        self._done_s = now_s
+        self._limit_s = math.inf
+
+    def welcomes(self, tokens: int) -> bool:
+        """Whether so many more prompt tokens make nobody late.
+
+        Args:
+            tokens: of one prompt.
+
+        Returns:
+            ``True`` if they do not.
+        """
+        return self._done_s + self._cost.prefill_s(tokens) <= self._limit_s
+
+    def join(self, state: TaskState, tokens: int, ends: bool) -> None:
+        """Take tokens of a prompt into the pass.
+
+        Args:
+            state: the prompt.
+            tokens: how many.
+            ends: whether it is done then, so that it gets its first token.
+        """
+        own_s = self._cost.prefill_s(tokens)
+        self._done_s += own_s
+        if ends and state.task.slo.ttft_s is not None and not state.demoted:
+            limit_s = self._ordering.latest_start_s(state, generating=False) + own_s
+            # Who is late in any case is not waited for.
+            if limit_s >= self._done_s:
+                self._limit_s = min(self._limit_s, limit_s)
+
+
+class Pausing:
+    """Decides whether a pass is for prompts alone, and how many go together.
+
+    Args:
+        config: where it does not happen.
+        books: the live tasks.
+        ordering: knows the deadlines.
+        cost: knows how long passes take.
+        pace: knows whether the decodes have time.
+    """
+
+    def __init__(
+        self,
+        config: PausingConfig,
+        books: Books,
+        ordering: Ordering,
+        cost: CostModel,
+        pace: DecodePace,
+    ) -> None:
+        self.config = config
+        self._books = books
+        self._ordering = ordering
+        self._cost = cost
+        self._pace = pace
+
+    def company(self, draft: Draft, view: View) -> Company | None:
+        """What limits the prompts of this pass for each other's sake.
+
+        Args:
+            draft: the plan so far.
+            view: the machine now.
+
+        Returns:
+            An empty company; ``None`` if they go together as the TFS allows.
+        """
+        if not self._has_time(draft, view):
+            return None
+        return Company(view.now_s, self._ordering, self._cost)
+
+    def pauses(self, draft: Draft, view: View) -> bool:
+        """Whether those that run are to sit this pass out.
+
+        Args:
+            draft: the plan, with the prompts of the pass.
+            view: the machine now.
+
+        Returns:
+            ``True`` if they do.
+        """
+        tpot_s = draft.tpot_s
+        if not draft.decoding or tpot_s == math.inf or self._pace.paused_s > BURST * tpot_s:
+            return False
+        if not self._has_time(draft, view):
+            return False
+        pass_s = self._cost.base_s(True, draft.decoding, self._books.ledger.decoding_tokens)
+        near_s = view.now_s + NEAR * pass_s
+        return any(self._is_near(self._books[rid], near_s) for rid in draft.prompts)
+
+    def _is_near(self, state: TaskState, near_s: float) -> bool:
+        if state.demoted or state.task.slo.ttft_s is None:
+            return False
+        return self._ordering.latest_start_s(state, generating=False) < near_s
+
+    def _has_time(self, draft: Draft, view: View) -> bool:
+        if view.used_tokens >= self.config.kvc_fraction * view.capacity_tokens:
+            return False
+        return self._pace.relaxed(draft.tpot_s)
