@@ -121,7 +121,8 @@ def variants() -> str:
         "sd": "time-synced groups",
         "sdo": "the order by urgency, held KVC, length",
         "full": "KVC pipelining",
-        "plus": "the skyline over distributions instead of pipelining; holding and stepping back",
+        "plus": "the skyline over distributions instead of pipelining; when prompts start; who "
+        "steps back",
     }
     return table(
         ("variant", "ledger", "order", "adds"),
@@ -152,7 +153,7 @@ def bounds() -> str:
 def constants() -> str:
     """The defaults of all that can be configured."""
     config = EconoServeConfig(capacity_tokens=1)
-    names = ("kvc", "order", "victims", "tfs", "holding", "shedding")
+    names = ("kvc", "order", "victims", "tfs", "holding", "pausing", "shedding")
     parts = {name: getattr(config, name) for name in names}
     rows = [(f"`{name}`", _defaults(part)) for name, part in parts.items()]
     own = {"capacity_tokens", *parts}
