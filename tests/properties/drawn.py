@@ -82,7 +82,7 @@ ALWAYS = st.just(True)
 
 
 @st.composite
-def workloads(draw, most=25, wrong=False, spare=0, parkable=ALWAYS):
+def workloads(draw, most=25, wrong=False, spare=0, parkable=ALWAYS, slos=SLOS):
     """Requests whose lengths are known, or wrongly predicted; ``spare`` KVC is left by each."""
     requests = []
     for number in range(draw(st.integers(1, most))):
@@ -93,7 +93,7 @@ def workloads(draw, most=25, wrong=False, spare=0, parkable=ALWAYS):
             quantiles = draw(st.lists(st.integers(1, 120), max_size=6).map(sorted))
             level = draw(st.sampled_from((0.3, 0.8, 1.0)))
             prediction = LengthPrediction(tuple(quantiles), level, CAPACITY - prompt - 1)
-        slo = draw(st.sampled_from(SLOS))
+        slo = draw(st.sampled_from(slos))
         arrival = draw(st.integers(0, 60))
         requests.append(
             Request(
