@@ -3,12 +3,14 @@
 from random import Random
 
 import pytest
-from drawn import CAPACITY, configs, exact, work, workloads, worlds
+from drawn import CAPACITY, configs, exact, followers, work, workloads, worlds
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from machine import Machine, Request, World
 
+from econoserve.core.kvc import KvcConfig, KvcMode
 from econoserve.core.late import Late
+from econoserve.core.pausing import PausingConfig
 from econoserve.core.types import Slo
 from econoserve.policies.econoserve import EconoServe, EconoServeConfig
 
@@ -58,3 +60,26 @@ def test_who_decodes_goes_on_however_many_prompts_are_near_their_ttft(every):
     machine.run(limit=1000)
     assert any(plan.pauses for plan in machine.log)
     assert one.finished_at < 300
+
+
+@settings(max_examples=80)
+@given(
+    workloads(most=6, slos=(TIGHT,)),
+    st.sampled_from(KvcMode),
+    st.integers(2, 8),
+    st.integers(0, 1),
+    followers,
+)
+def test_sitting_passes_out_breaks_no_promise(requests, mode, max_running, lag, world):
+    """I1: who sits a pass out ends later, beside prompts of that pass that decode from then on."""
+    config = EconoServeConfig(
+        CAPACITY,
+        kvc=KvcConfig(mode, reserve_fraction=0.0),
+        pausing=PausingConfig(1.0),
+        parked_fraction=0.0,
+        late=Late.SERVE,
+    )
+    machine = Machine(EconoServe(config), requests, CAPACITY, max_running, lag, world=world)
+    machine.run(limit=60 + 40 * work(requests))
+    assert machine.failures == 0
+    assert all(request.preempted == request.moved == 0 for request in requests)

@@ -53,6 +53,9 @@ class Draft:
         gts_wait: a GT did not fit.
         parked_tokens: KVC of prompts started here whose response is promised nothing yet.
         longest_parked_tokens: the longest response among those.
+        early_tokens: 1 where those that run may sit this pass out: prompts of it would decode a
+            step earlier than otherwise, beside what runs, and with 1 token more a claim covers
+            both.
     """
 
     def __init__(self, view: View, books: Books) -> None:
@@ -66,6 +69,7 @@ class Draft:
         self.gts_wait = False
         self.parked_tokens = 0
         self.longest_parked_tokens = 0
+        self.early_tokens = 0
         self._books = books
         self._released = view.released
         self._promises: dict[str, Promise] = {}
@@ -176,7 +180,8 @@ class Draft:
             prompt: what it takes.
             response: equally likely lengths, ascending.
         """
-        host = self.trial.take(state.task.rid, prompt.taken_tokens, response)
+        taken = prompt.taken_tokens + self.early_tokens
+        host = self.trial.take(state.task.rid, taken, response)
         self.committed += 1
         self._start(state, prompt, response, host)
 

@@ -101,7 +101,10 @@ class PromptFiller:
                     held_up += 1
                 elif (prompt := self._next(state, budget, draft, view)) is None:
                     misses += 1
-                elif company is not None and not company.welcomes(prompt.now_tokens):
+                elif company is not None and not (
+                    company.welcomes(prompt.now_tokens)
+                    or self._ordering.starves(key, view.now_s, self._starvation_s)
+                ):
                     return
                 elif self._start(state, prompt, draft, view):
                     budget -= prompt.now_tokens
@@ -168,7 +171,11 @@ class PromptFiller:
         runs_next = not behind and draft.committed < view.max_running
         # Alone, it runs whatever is kept in reserve.
         alone = draft.idle and not len(self._ledger)
-        if runs_next and prompt.done and (alone or draft.fits(taken, response)):
+        if (
+            runs_next
+            and prompt.done
+            and (alone or draft.fits(taken + draft.early_tokens, response))
+        ):
             draft.admit(state, prompt, response)
         elif runs_next and not prompt.done and (alone or draft.fits(taken + response[-1], ())):
             draft.reserve(state, prompt, response)

@@ -34,6 +34,7 @@ class DecodePace:
         self._books = books
         self._cost = cost
         self.step_s = self.alone_s = self.paused_s = 0.0
+        self._steps = self._alone = 0
 
     def on_launch(self, launch: Launch) -> None:
         """Forget the pace when nobody runs.
@@ -43,6 +44,7 @@ class DecodePace:
         """
         if not launch.decoded and not self._books.running:
             self.step_s = self.alone_s = self.paused_s = 0.0
+            self._steps = self._alone = 0
 
     def on_iteration(self, work: IterationWork, elapsed_s: float) -> None:
         """Learn from an iteration.
@@ -57,8 +59,10 @@ class DecodePace:
                 self.paused_s += elapsed_s
             return
         if not work.mixed:
-            self.alone_s += (elapsed_s - self.alone_s) / MEMORY_STEPS
-        self.step_s += (elapsed_s + self.paused_s - self.step_s) / MEMORY_STEPS
+            self._alone = min(self._alone + 1, MEMORY_STEPS)
+            self.alone_s += (elapsed_s - self.alone_s) / self._alone
+        self._steps = min(self._steps + 1, MEMORY_STEPS)
+        self.step_s += (elapsed_s + self.paused_s - self.step_s) / self._steps
         self.paused_s = 0.0
 
     def relaxed(self, tpot_s: float) -> bool:
@@ -70,4 +74,4 @@ class DecodePace:
         Returns:
             ``True`` if there is time to spare.
         """
-        return self.step_s + self.paused_s / MEMORY_STEPS < TIGHT * tpot_s
+        return self.step_s + self.paused_s / max(self._steps, 1) < TIGHT * tpot_s

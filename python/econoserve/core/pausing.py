@@ -21,8 +21,9 @@ from econoserve.core.types import View
 NEAR = 4.0
 """Decodes pause for a prompt whose latest start is less than so many passes away."""
 
-BURST = 8.0
-"""Decodes pause for no longer than so many times the tightest TPOT objective in a row."""
+BURST = 2.0
+"""Decodes pause no more once they have done so for so many times the tightest TPOT objective: a
+response of a few tokens must not miss it by pauses alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,24 @@ class Pausing:
             return None
         return Company(view.now_s, self._ordering, self._cost)
 
+    def may_pause(self, draft: Draft, view: View) -> bool:
+        """Whether those that run could sit this pass out, if a prompt of it needs that.
+
+        Args:
+            draft: the plan so far.
+            view: the machine now.
+
+        Returns:
+            ``True`` if they have the time, and the KVC is not scarce.
+        """
+        tpot_s = draft.tpot_s
+        # Where nobody measures, nothing would ever end it.
+        if not self._pace.step_s:
+            return False
+        if not draft.decoding or tpot_s == math.inf or self._pace.paused_s > BURST * tpot_s:
+            return False
+        return self._has_time(draft, view)
+
     def pauses(self, draft: Draft, view: View) -> bool:
         """Whether those that run are to sit this pass out.
 
@@ -135,10 +154,7 @@ class Pausing:
         Returns:
             ``True`` if they do.
         """
-        tpot_s = draft.tpot_s
-        if not draft.decoding or tpot_s == math.inf or self._pace.paused_s > BURST * tpot_s:
-            return False
-        if not self._has_time(draft, view):
+        if not self.may_pause(draft, view):
             return False
         pass_s = self._cost.base_s(True, draft.decoding, self._books.ledger.decoding_tokens)
         near_s = view.now_s + NEAR * pass_s

@@ -171,7 +171,7 @@ class EconoServe(BookedPolicy):
         super().on_launch(plan, launch)
         self.holding.on_launch(launch)
         self.pace.on_launch(launch)
-        if launch.prefilled:
+        if launch.prefilled and self.books.running:
             self.ordering.mixes = bool(launch.decoded)
         for rid in plan.demote:
             if rid in self.books:
@@ -200,6 +200,7 @@ class EconoServe(BookedPolicy):
         self._resume(view, draft)
         if self.books.prefilling or not self.holding.holds(draft, view):
             company = self.pausing.company(draft, view)
+            draft.early_tokens = int(self.pausing.may_pause(draft, view))
             self.prompts.fill(draft, view, self.tfs_tokens(draft.decoding, draft.tpot_s), company)
             if self.pausing.pauses(draft, view):
                 draft.pause()
