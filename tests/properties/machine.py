@@ -263,6 +263,7 @@ class Machine:
             sum(part.tokens * self.requests[part.rid].prefilled for part in prefilled),
             len(decoding),
             sum(request.held + request.shared for request in decoding),
+            0 if decoding else sum(r.state == "running" for r in self.requests.values()),
         )
         elapsed_s = 1e-3 + 1e-5 * work.prefill_tokens + 1e-4 * work.decoding
         elapsed_s += 1e-7 * (work.prefill_squared + work.context_tokens)

@@ -99,12 +99,18 @@ def test_decodes_sit_out_for_a_limited_time_and_it_counts_for_their_pace():
     for number in range(2):
         assert planned(policy, 1.01).pauses is (number == 0)
         for _ in range(30):
-            policy.on_iteration(IterationWork(prefill_tokens=50), 0.06)
+            policy.on_iteration(IterationWork(prefill_tokens=50, sitting_out=4), 0.06)
     before_s = policy.pace.step_s
     assert policy.pace.paused_s > BURST * 0.1
     policy.on_iteration(IterationWork(decoding=4), STEP_S)
     assert policy.pace.paused_s == 0
     assert policy.pace.step_s == pytest.approx(before_s + (3.6 + STEP_S - before_s) / 256, rel=0.05)
+
+
+def test_a_prompt_that_ran_alone_is_no_pause():
+    policy = serving()
+    policy.on_iteration(IterationWork(prefill_tokens=500), 0.5)
+    assert policy.pace.paused_s == 0
 
 
 def test_a_prompt_is_kept_out_where_it_would_make_another_late():
@@ -152,7 +158,7 @@ def test_the_simulator_counts_what_is_held_while_decodes_sit_out():
         if not paused:
             pool.decode()
         held_s += pool.used * 2.0
-        pool.end_iteration(2.0, paused=paused)
+        pool.end_iteration(2.0, sitting_out=int(paused))
     pool.leave(live)
     assert live.held == pool.used == 12
     assert live.token_s == pytest.approx(held_s)

@@ -30,12 +30,14 @@ class IterationWork:
         prefill_squared: sum over the prompts of (tokens in this pass) x (their context after it).
         decoding: requests that decoded, B.
         context_tokens: their context, KV.
+        sitting_out: requests that run but did not decode in it; it costs nothing.
     """
 
     prefill_tokens: int = 0
     prefill_squared: int = 0
     decoding: int = 0
     context_tokens: int = 0
+    sitting_out: int = 0
 
     @property
     def mixed(self) -> bool:

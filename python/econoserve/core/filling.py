@@ -83,7 +83,8 @@ class PromptFiller:
         draft.prefill(under_way, tokens)
         if not goes_on:
             if company is not None:
-                company.join(under_way, tokens, ends=True)
+                company.add(tokens)
+                company.protect(under_way, tokens)
             self._start_waiting(draft, view, budget - tokens, company)
 
     def _start_waiting(
@@ -109,7 +110,9 @@ class PromptFiller:
                 elif self._start(state, prompt, draft, view):
                     budget -= prompt.now_tokens
                     if company is not None:
-                        company.join(state, prompt.now_tokens, prompt.done)
+                        company.add(prompt.now_tokens)
+                        if prompt.done:
+                            company.protect(state, prompt.now_tokens)
                     continue
                 else:
                     misses += 1

@@ -55,7 +55,7 @@ class DecodePace:
         """
         elapsed_s = min(elapsed_s, OUTLIER * self._cost.seconds(work))
         if not work.decoding:
-            if self._books.running:
+            if work.sitting_out:
                 self.paused_s += elapsed_s
             return
         if not work.mixed:

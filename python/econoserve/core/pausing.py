@@ -70,21 +70,27 @@ class Company:
         """
         return self._done_s + self._cost.prefill_s(tokens) <= self._limit_s
 
-    def join(self, state: TaskState, tokens: int, ends: bool) -> None:
+    def add(self, tokens: int) -> None:
         """Take tokens of a prompt into the pass.
 
         Args:
-            state: the prompt.
             tokens: how many.
-            ends: whether it is done then, so that it gets its first token.
         """
-        own_s = self._cost.prefill_s(tokens)
-        self._done_s += own_s
-        if ends and state.task.slo.ttft_s is not None and not state.demoted:
-            limit_s = self._ordering.latest_start_s(state, generating=False) + own_s
-            # Who is late in any case is not waited for.
-            if limit_s >= self._done_s:
-                self._limit_s = min(self._limit_s, limit_s)
+        self._done_s += self._cost.prefill_s(tokens)
+
+    def protect(self, state: TaskState, tokens: int) -> None:
+        """Let nobody who comes later make a prompt late, unless it is late in any case.
+
+        Args:
+            state: the prompt, which gets its first token after this pass.
+            tokens: what of it is in the pass, added already.
+        """
+        if state.task.slo.ttft_s is None or state.demoted:
+            return
+        latest_s = self._ordering.latest_start_s(state, generating=False)
+        limit_s = latest_s + self._cost.prefill_s(tokens)
+        if limit_s >= self._done_s:
+            self._limit_s = min(self._limit_s, limit_s)
 
 
 class Pausing:

@@ -26,4 +26,5 @@ def work_of(launch: Launch, policy: BookedPolicy) -> IterationWork:
         prefill_squared=squared,
         decoding=len(launch.decoded),
         context_tokens=policy.ledger.decoding_tokens,
+        sitting_out=0 if launch.decoded else len(books.running),
     )

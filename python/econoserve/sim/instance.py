@@ -162,11 +162,12 @@ class Instance:
             return
         (launch, work, began_s, tfs_tokens), self._launched = self._launched, None
         elapsed_s = self._elapsed_s
-        self._policy.on_iteration(work.work(), elapsed_s)
+        sitting_out = 0 if launch.decoded else len(self._pool.running)
+        self._policy.on_iteration(work.work(sitting_out), elapsed_s)
         if self._series is not None:
             self._sample(launch, work, began_s, tfs_tokens)
-        paused = bool(self._pool.running) and not launch.decoded
-        ended = self._pool.end_iteration(elapsed_s, work.prompt_tokens + work.decoding, paused)
+        forward_tokens = work.prompt_tokens + work.decoding
+        ended = self._pool.end_iteration(elapsed_s, forward_tokens, sitting_out)
         self._policy.on_step(launch.decoded)
         for live in ended:
             self._pool.leave(live)

@@ -260,20 +260,21 @@ class Pool:
             self._backlog_s += elapsed_s
 
     def end_iteration(
-        self, elapsed_s: float, forward_tokens: int = 0, paused: bool = False
+        self, elapsed_s: float, forward_tokens: int = 0, sitting_out: int = 0
     ) -> list[Live]:
         """Count an iteration.
 
         Args:
             elapsed_s: how long it took.
             forward_tokens: tokens that it computed.
-            paused: those that run sat it out, so it has no number of its own.
+            sitting_out: how many run and sat it out, all or none; if so, it has no number.
 
         Returns:
             Requests that produced their last token in it; they still run.
         """
         self.pass_time(elapsed_s)
         self.forward_tokens += forward_tokens
+        paused = sitting_out > 0
         self.paused += paused
         passed_s, numbered_s, backlog_s, backlog_numbered_s = self._sums
         # While paused, everybody holds what it held in the iteration before.

@@ -35,14 +35,21 @@ class Pass:
     context_tokens: int = 0
     longest_tokens: int = 0
 
-    def work(self) -> IterationWork:
+    def work(self, sitting_out: int = 0) -> IterationWork:
         """The pass as a policy learns of it.
+
+        Args:
+            sitting_out: requests that run but do not decode in it.
 
         Returns:
             Its work.
         """
         return IterationWork(
-            self.prompt_tokens, self.prefill_squared, self.decoding, self.context_tokens
+            self.prompt_tokens,
+            self.prefill_squared,
+            self.decoding,
+            self.context_tokens,
+            sitting_out,
         )
 
 
