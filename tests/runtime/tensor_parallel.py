@@ -40,6 +40,8 @@ def main():
         econoserve_tfs=48,
         econoserve_parked_kvc=0.5,
         econoserve_on_error="crash",
+        # On a slow machine most would be late, and then step back instead of parking.
+        econoserve_late="serve",
         econoserve_check_books=True,
         econoserve_check_ranks=1,
         **json.loads(options),
