@@ -3,7 +3,7 @@
 from random import Random
 
 import pytest
-from drawn import CAPACITY, configs, exact, followers, work, workloads, worlds
+from drawn import CAPACITY, configs, exact, work, workloads, worlds
 from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from machine import Machine, Request, World
@@ -62,24 +62,48 @@ def test_who_decodes_goes_on_however_many_prompts_are_near_their_ttft(every):
     assert one.finished_at < 300
 
 
+def unbroken(requests, capacity, mode, max_running, lag):
+    """I1: who sits a pass out ends later, beside prompts of that pass that decode from then on."""
+    config = EconoServeConfig(
+        capacity,
+        kvc=KvcConfig(mode, reserve_fraction=0.0),
+        pausing=PausingConfig(1.0),
+        parked_fraction=0.0,
+        late=Late.SERVE,
+    )
+    world = World(timed=True)
+    machine = Machine(EconoServe(config), requests, capacity, max_running, lag, world=world)
+    machine.run(limit=60 + 40 * work(requests))
+    assert machine.failures == 0
+    assert all(request.preempted == request.moved == 0 for request in requests)
+    return machine
+
+
 @settings(max_examples=80)
 @given(
     workloads(most=6, slos=(TIGHT,)),
     st.sampled_from(KvcMode),
     st.integers(2, 8),
     st.integers(0, 1),
-    followers,
 )
-def test_sitting_passes_out_breaks_no_promise(requests, mode, max_running, lag, world):
-    """I1: who sits a pass out ends later, beside prompts of that pass that decode from then on."""
-    config = EconoServeConfig(
-        CAPACITY,
-        kvc=KvcConfig(mode, reserve_fraction=0.0),
-        pausing=PausingConfig(1.0),
-        parked_fraction=0.0,
-        late=Late.SERVE,
-    )
-    machine = Machine(EconoServe(config), requests, CAPACITY, max_running, lag, world=world)
-    machine.run(limit=60 + 40 * work(requests))
-    assert machine.failures == 0
-    assert all(request.preempted == request.moved == 0 for request in requests)
+def test_sitting_passes_out_breaks_no_promise(requests, mode, max_running, lag):
+    unbroken(requests, CAPACITY, mode, max_running, lag)
+
+
+@pytest.mark.parametrize("mode", [KvcMode.SKYLINE, KvcMode.RISK])
+@pytest.mark.parametrize(
+    ("capacity", "sizes"),
+    [
+        (47, [(18, 11, 24, 0.05), (23, 11, 21, 0.05), (20, 3, 12, 0.2), (17, 2, 4, 0.05)]),
+        (49, [(24, 5, 26, 0.02), (2, 3, 7, 0.2), (15, 5, 28, 0.02)]),
+        (65, [(0, 9, 25, 0.02), (4, 6, 21, 0.02), (1, 9, 25, 0.05), (21, 8, 14, 0.1)]),
+    ],
+)
+def test_the_token_that_a_prompt_of_a_paused_pass_takes_early_is_promised(capacity, sizes, mode):
+    """Sizes are arrival, prompt, response and TTFT, for which a promise without it was broken."""
+    requests = [
+        Request(f"r{number}", arrival, prompt, response, exact(response), Slo(ttft_s, 0.5))
+        for number, (arrival, prompt, response, ttft_s) in enumerate(sizes)
+    ]
+    machine = unbroken(requests, capacity, mode, max_running=8, lag=1)
+    assert any(plan.pauses for plan in machine.log)

@@ -41,7 +41,11 @@ def run_two(folder, **options):
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores")
 @pytest.mark.parametrize(
     ("options", "happened"),
-    [({**SHORT_SIGHTED, **OFFLOAD}, "total_offloaded"), ({}, "total_parked")],
+    [
+        ({**SHORT_SIGHTED, **OFFLOAD}, ("total_offloaded",)),
+        # Who parks depends on how fast the machine is, with predictions that are right.
+        ({}, ("total_chunked", "prediction_coverage_90")),
+    ],
     ids=["wrong predictions", "predictions that are learned"],
 )
 def test_two_ranks_agree_and_change_no_output(stock, tmp_path, options, happened):
@@ -52,4 +56,4 @@ def test_two_ranks_agree_and_change_no_output(stock, tmp_path, options, happened
     assert_nothing_is_left(state)
     assert state["total_rank_divergences"] == 0
     assert state["total_planning_errors"] == state["total_allocation_failures"] == 0
-    assert state[happened] > 0, state
+    assert all(state[name] > 0 for name in happened), state
