@@ -124,7 +124,8 @@ class PromptFiller:
         """Give a prompt under way what whole prompts leave of so many tokens, at least one.
 
         Those of an earlier window may take the rest, others half of it; if the prompt under way
-        has an SLO, those of later windows nothing.
+        has an SLO, those of later windows nothing. The pass has as many tokens whoever shares it,
+        so nobody in it is later for another's sake.
         """
         own = self._ordering.pt_place(under_way).group[0]
         last = own if self._ordering.has_slo(under_way) else math.inf

@@ -290,6 +290,6 @@ def _number(name: str, given: Any, kind: Callable[[Any], Any]) -> Any:
 
 
 def _check(name: str, value: Any, words: str, fits: Callable[[float], bool]) -> None:
-    known = isinstance(value, Real) and math.isfinite(value)
+    known = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not known or not fits(value):
         raise ProfileError(f"{name}={value!r}: give {words}")

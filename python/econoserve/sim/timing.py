@@ -107,7 +107,10 @@ class DistServeFit:
             _three(name, fields[name])
             for name in ("prefill", "decoding_smallbs", "decoding_largebs")
         )
-        return cls(prefill, small, large, int(_finite(LARGE_FROM, fields[LARGE_FROM])))
+        large_from = _finite(LARGE_FROM, fields[LARGE_FROM])
+        if large_from < 0:
+            raise ValueError(f"{LARGE_FROM}={fields[LARGE_FROM]!r}: give 0 or more requests")
+        return cls(prefill, small, large, int(large_from))
 
     def seconds(self, work: Pass) -> float:
         """See ``IterationTime.seconds``."""
