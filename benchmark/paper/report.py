@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         print(f"benchmark.paper.report: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    if options.page is not None and options.quick:
+        print(f"--quick: the figures now in {options.page} mean nothing", file=sys.stderr)
     versions = ", ".join(sorted(store.versions))
     print(
         f"{len(store)} runs of code {versions}, {store.wall_s:.0f} s of a core; "

@@ -263,7 +263,16 @@ def sweep(known: Known) -> str:
                         _share(figures["kvc_useful_utilisation_backlog"]),
                     ]
                 )
-    headers = ("setting", "system", "fraction", "rate/s", "s/token", "mean JCT s", "SSR", "useful")
+    headers = (
+        "setting",
+        "system",
+        "fraction",
+        "rate/s",
+        "s/token",
+        "mean JCT s",
+        "SSR",
+        "in backlog",
+    )
     return table(headers, rows, 2)
 
 

@@ -111,6 +111,8 @@ def _runs_wanted(options: argparse.Namespace) -> bool:
     if len(missing) == len(flags) and options.results:
         return False
     if missing:
+        given = next((flag for flag, value in flags.items() if value is not None), None)
+        begun = f"{given} starts runs, which need more" if given else "nothing to report"
         what = "" if options.results else "files with results, or "
-        raise ReportError(f"nothing to report: give {what}{', '.join(missing)}")
+        raise ReportError(f"{begun}: give {what}{', '.join(missing)}")
     return True

@@ -102,6 +102,25 @@ def run_all(specs: Sequence[RunSpec], jobs: int | None = None) -> Iterator[Run]:
         yield from tqdm(runs, total=len(specs), unit="run", file=sys.stderr, leave=False)
 
 
+def shortfall(run: Run) -> str | None:
+    """What is to be said where a run served other requests than were asked for.
+
+    Args:
+        run: the run.
+
+    Returns:
+        A sentence; ``None`` where it had as many as asked for.
+    """
+    asked, had = run.spec.workload.requests, run.result["requests"]
+    left_out = run.result["left_out"]
+    if had >= asked or not left_out:
+        return None
+    return (
+        f"{_name(run.spec)}: {had} requests, not {asked}: {left_out} of the trace exceed the "
+        "model's context or the KVC and were left out"
+    )
+
+
 def settings_of(spec: RunSpec) -> dict[str, Any]:
     """What a run is of.
 

@@ -16,11 +16,11 @@ from econoserve.records_file import records_file
 from econoserve.report.page import page
 from econoserve.report.plots import ReportError, check_matplotlib
 from econoserve.report.table import COLUMNS, cells
-from econoserve.runs import RunError, run_all
+from econoserve.runs import RunError, run_all, shortfall
 from econoserve.sim.machine import Results
 from econoserve.sim.placement import parse_placement
 from econoserve.sim.prefix import PrefixCaching
-from econoserve.sim.profile import profile_names
+from econoserve.sim.profile import load_profile, profile_names
 from econoserve.sim.routing import ROUTERS
 from econoserve.sim.run import DISTSERVE, LEVEL, RunSpec
 from econoserve.workload.objectives import parse_slo
@@ -74,7 +74,7 @@ def add_system_arguments(parser: argparse.ArgumentParser, required: bool) -> Non
         nargs="+",
         choices=[*POLICIES, DISTSERVE],
         metavar="P",
-        help=f"one or more of {', '.join(POLICIES)}; or {DISTSERVE}, with --disaggregate",
+        help=f"one or more of {', '.join(POLICIES)}; or {DISTSERVE}",
     )
     add(
         "--trace",
@@ -242,11 +242,13 @@ def main(options: argparse.Namespace) -> int:
         if options.output == "html":
             check_matplotlib()
         points = options.series or (SERIES_POINTS if options.output == "html" else 0)
-        results = []
+        specs, results = run_specs(options, points), []
         with records_file(options.records) as add:
-            for run in run_all(run_specs(options, points), options.jobs):
+            for run in run_all(specs, options.jobs):
                 results.append(run.result)
                 add(run)
+                if missing := shortfall(run):
+                    print(f"econoserve simulate: {missing}", file=sys.stderr)
         print(_text(results, options.output))
     except (RunError, ReportError, ValueError, OSError) as error:
         print(f"econoserve simulate: {error}", file=sys.stderr)
@@ -322,6 +324,10 @@ def spec_of(
     if apart and not options.disaggregate:
         raise ValueError(f"--policy {DISTSERVE}: give --disaggregate, too")
     link_gb_per_s = options.link_gb_per_s
+    if apart and link_gb_per_s is None:
+        profile = load_profile(options.hardware, options.model)
+        if not profile.link_bytes_per_s:
+            raise ValueError(f"--link-gb-per-s is missing: profile {profile.name} states none")
     return RunSpec(
         policy,
         WorkloadSpec(

@@ -17,19 +17,20 @@ EVERY = 4
 """One of so many cases runs."""
 
 
-def some_with_slos():
+def some_with_slos(fixed=None):
     """Every fourth case; half of them with an SLO, which changes the order but no output."""
     rng = random.Random(3)
     some = dict(list(requests().items())[::EVERY])
     for number, keywords in enumerate(some.values()):
         if number % 2:
-            slo = {"e2e_ms": rng.randrange(100, 5000)}
+            slo = fixed or {"e2e_ms": rng.randrange(100, 5000)}
             keywords["sampling_params"]["custom_params"] = {"econoserve": slo}
     return some
 
 
 def main():
-    output, options = sys.argv[1:3]
+    output, options = sys.argv[1], json.loads(sys.argv[2])
+    cases = some_with_slos(options.pop("slo", None))
     os.environ["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
     engine = Engine(
         model_path=str(demo_model.ensure()),
@@ -44,9 +45,8 @@ def main():
         econoserve_late="serve",
         econoserve_check_books=True,
         econoserve_check_ranks=1,
-        **json.loads(options),
+        **options,
     )
-    cases = some_with_slos()
     outputs = engine.loop.run_until_complete(run_all(engine, cases))
     engine.flush_cache()
     states = [state["econoserve"] for state in engine.get_server_info()["internal_states"]]

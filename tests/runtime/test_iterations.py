@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from econoserve.config import RuntimeConfig
+from econoserve.core.cost import IterationWork
 from econoserve.core.lengths import LengthPrediction
 from econoserve.core.types import Launch, Prefilled, Task, View
 from econoserve.policies import make_policy
 from econoserve.runtime.building import Machine
 from econoserve.runtime.iterations import check_log, iteration_log
 from econoserve.runtime.learning import Place
+from econoserve.runtime.work import work_of
 
 MACHINE = Machine(
     capacity_tokens=1000,
@@ -37,17 +39,21 @@ def test_an_iteration_lasts_until_the_next_launch_and_idle_time_is_none(tmp_path
     log = iteration_log(RuntimeConfig(iteration_log=str(tmp_path / "log")), MACHINE, Place())
     policy = make_policy("vllm_v1", 1000)
     policy.add(Task("a", 0.0, 20, LengthPrediction((30,), 0.5, 100)))
+    policy.add(Task("b", 0.0, 5, LengthPrediction((30,), 0.5, 100)))
     plan = policy.plan(View(0.0, 1000, 0, 8, 8))
+    works = []
     for launch in (
         Launch(prefilled=(Prefilled("a", 12, 0, False),)),
         Launch(prefilled=(Prefilled("a", 8, 0, True),)),
         Launch(),
         Launch(),
         Launch(resumed=("a",), decoded=("a",)),
+        Launch(prefilled=(Prefilled("b", 5, 0, True),)),
         Launch(),
     ):
         policy.on_launch(plan, launch)
         log.launched(launch, policy)
+        works.append(work_of(launch, policy))
     header, *rows = map(json.loads, (tmp_path / "log").read_text().splitlines())
     assert header == {
         "kvc_tokens": 1000,
@@ -60,7 +66,11 @@ def test_an_iteration_lasts_until_the_next_launch_and_idle_time_is_none(tmp_path
     prompt = {"prompts": 1, "decoding": 0, "context_tokens": 0}
     assert rows[0] == {**prompt, "prompt_tokens": 12, "prompt_squares": 144}
     assert rows[1] == {**prompt, "prompt_tokens": 8, "prompt_squares": 400 - 144}
-    assert (rows[2]["decoding"], rows[2]["context_tokens"], len(rows)) == (1, 21, 3)
+    assert (rows[2]["decoding"], rows[2]["context_tokens"], len(rows)) == (1, 21, 4)
+    assert works[4] == IterationWork(decoding=1, context_tokens=21)
+    # Who sits a pass out costs nothing in it.
+    assert rows[3] == {**prompt, "prompt_tokens": 5, "prompt_squares": 25}
+    assert works[5] == IterationWork(5, 25, sitting_out=1)
 
 
 def test_the_log_says_how_many_gpus_hold_the_kvc(tmp_path):

@@ -17,6 +17,7 @@ SHORT_SIGHTED = {
     "econoserve_rl_quantile": 0.02,
     "econoserve_kvc_reserve": 0.0,
 }
+PAUSING = {"econoserve_pause_kvc": 1.0, "slo": {"ttft_ms": 1000, "tpot_ms": 10_000}}
 OFFLOAD = {"econoserve_host_kvc_gib": 1.0, "econoserve_host_gb_per_s": 1000.0}
 
 
@@ -44,9 +45,9 @@ def run_two(folder, **options):
     [
         ({**SHORT_SIGHTED, **OFFLOAD}, ("total_offloaded",)),
         # Who parks depends on how fast the machine is, with predictions that are right.
-        ({}, ("total_chunked", "prediction_coverage_90")),
+        (PAUSING, ("total_pauses", "total_chunked", "prediction_coverage_90")),
     ],
-    ids=["wrong predictions", "predictions that are learned"],
+    ids=["wrong predictions", "pauses and predictions that are learned"],
 )
 def test_two_ranks_agree_and_change_no_output(stock, tmp_path, options, happened):
     result = run_two(tmp_path, tp_size=2, **options)

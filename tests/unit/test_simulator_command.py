@@ -212,7 +212,33 @@ def test_distserve_has_no_router_and_states_none(capsys):
 def test_distserve_has_no_late_results(capsys):
     run = ["--policy", "distserve", *APART, *RUN[2:]]
     assert main(["simulate", *run, "--results", "late"]) == 2
-    assert "results=late: distserve has neither" in capsys.readouterr().err
+    assert "results=late (--results): distserve has neither" in capsys.readouterr().err
+
+
+def test_a_missing_link_is_told_before_anything_runs(capsys, tmp_path):
+    machine = [
+        "--hardware",
+        "h200",
+        "--model",
+        "llama-3.1-8b",
+        "--records",
+        str(tmp_path / "r.csv"),
+    ]
+    assert main(["simulate", *RUN, *APART, "--policy", "plus", "distserve", *machine]) == 2
+    told = capsys.readouterr()
+    assert "--link-gb-per-s is missing: profile h200/llama-3.1-8b states none" in told.err
+    assert not told.out and not list(tmp_path.iterdir())
+
+
+def test_it_is_told_where_requests_are_left_out(capsys):
+    trace = ["--trace", "synthetic:mooncake-conversation"]
+    assert main(["simulate", *RUN, *trace, "--output", "json"]) == 0
+    told = capsys.readouterr()
+    result = json.loads(told.out)
+    assert 0 < result["requests"] < 12 and result["left_out"] > 0
+    assert f"{result['requests']} requests, not 12: {result['left_out']} of the trace" in told.err
+    assert main(["simulate", *RUN]) == 0
+    assert "requests, not" not in capsys.readouterr().err
 
 
 def test_simulate_prints_the_page_of_a_run(capsys, tmp_path):
@@ -250,7 +276,7 @@ def test_a_report_of_nothing_says_what_to_give(capsys, results):
     assert main(["report"]) == 2
     assert "give files with results, or --policy, --rate, --hardware" in capsys.readouterr().err
     assert main(["report", str(results), "--policy", "plus"]) == 2
-    assert "give --rate, --hardware" in capsys.readouterr().err
+    assert "--policy starts runs, which need more: give --rate, --h" in capsys.readouterr().err
 
 
 def test_without_matplotlib_nothing_is_run(capsys, monkeypatch):

@@ -84,7 +84,7 @@ class PromptFiller:
         if not goes_on:
             if company is not None:
                 company.add(tokens)
-                company.protect(under_way, tokens)
+                company.protect(under_way)
             self._start_waiting(draft, view, budget - tokens, company)
 
     def _start_waiting(
@@ -112,7 +112,7 @@ class PromptFiller:
                     if company is not None:
                         company.add(prompt.now_tokens)
                         if prompt.done:
-                            company.protect(state, prompt.now_tokens)
+                            company.protect(state)
                     continue
                 else:
                     misses += 1

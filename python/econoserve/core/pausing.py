@@ -22,8 +22,8 @@ NEAR = 4.0
 """Decodes pause for a prompt whose latest start is less than so many passes away."""
 
 BURST = 2.0
-"""Decodes pause no more once they have done so for so many times the tightest TPOT objective: a
-response of a few tokens must not miss it by pauses alone."""
+"""Once decodes have paused for so many times the tightest TPOT objective, they take a token first.
+Over many tokens their pace bounds pauses; a response of a few tokens may miss its TPOT by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +78,17 @@ class Company:
         """
         self._done_s += self._cost.prefill_s(tokens)
 
-    def protect(self, state: TaskState, tokens: int) -> None:
+    def protect(self, state: TaskState) -> None:
         """Let nobody who comes later make a prompt late, unless it is late in any case.
 
         Args:
-            state: the prompt, which gets its first token after this pass.
-            tokens: what of it is in the pass, added already.
+            state: the prompt, which gets its first token after this pass; its tokens were added.
         """
         if state.task.slo.ttft_s is None or state.demoted:
             return
         latest_s = self._ordering.latest_start_s(state, generating=False)
-        limit_s = latest_s + self._cost.prefill_s(tokens)
+        # The latest start is for all that is left of it, cached or not.
+        limit_s = latest_s + self._cost.prefill_s(state.prompt_left_tokens)
         if limit_s >= self._done_s:
             self._limit_s = min(self._limit_s, limit_s)
 

@@ -6,6 +6,8 @@ from typing import Any
 COLUMNS = {
     "policy": "policy",
     "rate_rps": "rate",
+    "gpus": "GPUs",
+    "requests": "requests",
     "throughput_rps": "served/s",
     "goodput_rps": "goodput/s",
     "ssr": "SSR",

@@ -149,7 +149,7 @@ class IterationLog:
             "prompt_tokens": sum(part.tokens for part in launch.prefilled),
             "prompt_squares": squares,
             "decoding": len(launch.decoded),
-            "context_tokens": policy.ledger.decoding_tokens,
+            "context_tokens": policy.ledger.decoding_tokens if launch.decoded else 0,
         }
         self._under_way = work, now_s
 

@@ -25,6 +25,6 @@ def work_of(launch: Launch, policy: BookedPolicy) -> IterationWork:
         prefill_tokens=sum(part.tokens for part in launch.prefilled),
         prefill_squared=squared,
         decoding=len(launch.decoded),
-        context_tokens=policy.ledger.decoding_tokens,
+        context_tokens=policy.ledger.decoding_tokens if launch.decoded else 0,
         sitting_out=0 if launch.decoded else len(books.running),
     )

@@ -284,9 +284,13 @@ def _object(name: str, given: Any) -> Mapping[str, Any]:
 
 def _number(name: str, given: Any, kind: Callable[[Any], Any]) -> Any:
     try:
-        return kind(given)
+        number = None if isinstance(given, bool) else kind(given)
     except (TypeError, ValueError, OverflowError):
-        raise ProfileError(f"{name}={given!r}: give a number") from None
+        number = None
+    # Keys of JSON objects are strings; a share of a token would be lost.
+    if number is None or (isinstance(given, Real) and number != given):
+        raise ProfileError(f"{name}={given!r}: give a {'whole ' * (kind is int)}number")
+    return number
 
 
 def _check(name: str, value: Any, words: str, fits: Callable[[float], bool]) -> None:

@@ -99,8 +99,8 @@ class RunSpec:
         plain = self.caching is PrefixCaching.OFF and self.results is Results.AT_ONCE
         if self.placement is not None and not plain:
             raise ValueError(
-                f"caching={self.caching.value}, results={self.results.value}: {DISTSERVE} has "
-                "neither a prefix cache nor late results; leave them out"
+                f"caching={self.caching.value} (--prefix-caching), results={self.results.value} "
+                f"(--results): {DISTSERVE} has neither a prefix cache nor late results"
             )
 
 
@@ -262,7 +262,9 @@ def stage_machines(
     """
     link_bytes_per_s = spec.link_bytes_per_s or profile.link_bytes_per_s
     if not link_bytes_per_s > 0:
-        raise ValueError(f"profile {profile.name} has no link_bytes_per_s: state the bandwidth")
+        raise ValueError(
+            f"profile {profile.name} states no link_bytes_per_s: give it (--link-gb-per-s)"
+        )
 
     def machines(phase: Phase) -> list[StageMachine]:
         there = profile.on(phase.parallelism.tensor, phase.parallelism.pipeline)

@@ -158,7 +158,7 @@ def numbers(name: str, values: Any) -> tuple[float, ...]:
 
 def _finite(name: str, value: Any) -> float:
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
