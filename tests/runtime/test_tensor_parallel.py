@@ -17,7 +17,7 @@ SHORT_SIGHTED = {
     "econoserve_rl_quantile": 0.02,
     "econoserve_kvc_reserve": 0.0,
 }
-PAUSING = {"econoserve_pause_kvc": 1.0, "slo": {"ttft_ms": 1000, "tpot_ms": 10_000}}
+PAUSING = {"econoserve_pause_kvc": 1.0, "slo": {"ttft_ms": 1, "tpot_ms": 10_000}}
 OFFLOAD = {"econoserve_host_kvc_gib": 1.0, "econoserve_host_gb_per_s": 1000.0}
 
 
