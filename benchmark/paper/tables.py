@@ -3,17 +3,13 @@
 Owns which figures are shown. What was not run is shown as ``-``.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from tabulate import tabulate
-
+from benchmark.paper import formats
 from benchmark.paper.bounds import bounds
 from benchmark.paper.claims import (
-    Range,
     Value,
     fewer_gpus,
-    geometric_mean,
     jct_reductions,
     over,
     ssr_increases,
@@ -30,7 +26,7 @@ from benchmark.paper.grid import (
     VLLM_2023,
     Cell,
 )
-from benchmark.paper.known import Capacity, Figures, Known
+from benchmark.paper.known import Figures, Known
 from benchmark.paper.plan import ablated, best_peer, placed, tensors
 from benchmark.paper.requests import requests_of
 from econoserve.sim.profile import load_profile
@@ -39,23 +35,6 @@ Claim = Callable[[Mapping[float, Figures], Mapping[float, Figures], str], list[V
 
 POLICIES = ("plus", *PEERS, VLLM_2023)
 """Whose capacities are shown."""
-
-
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], words: int = 1) -> str:
-    """A Markdown table.
-
-    Args:
-        headers: of the columns.
-        rows: cells as text.
-        words: columns at the left that hold words; the others are figures.
-
-    Returns:
-        Its lines.
-    """
-    align = ("left",) * words + ("right",) * (len(headers) - words)
-    return tabulate(
-        rows, headers, tablefmt="github", colalign=align, disable_numparse=True, missingval="-"
-    )
 
 
 def settings(known: Known) -> str:
@@ -70,9 +49,9 @@ def settings(known: Known) -> str:
                 cell.slo_text,
                 "DistServe's" if cell.published else "ours",
                 cell.max_running,
-                _share(alone["ssr"]) if alone else None,
-                _two(worth.lengths),
-                _two(worth.prompts),
+                formats.share(alone["ssr"]) if alone else None,
+                formats.two(worth.lengths),
+                formats.two(worth.prompts),
             ]
         )
     headers = (
@@ -84,7 +63,7 @@ def settings(known: Known) -> str:
         "heaviest tenth",
         "longest prompts",
     )
-    return table(headers, rows)
+    return formats.table(headers, rows)
 
 
 def capacities(known: Known) -> str:
@@ -100,13 +79,22 @@ def capacities(known: Known) -> str:
             vllm = found[VLLM_2023]
             if vllm is not None and vllm.rate_rps:
                 over_first.append(first := plus.rate_rps / vllm.rate_rps)
-        rates = [_rate(found[policy]) for policy in POLICIES]
+        rates = [formats.rate(found[policy]) for policy in POLICIES]
         peer = best[0] if best else None
-        rows.append([f"`{cell.name}`", *rates, _rate(exact), peer, _two(ratio), _two(first)])
-    means = [_mean(values) for values in (over_best, over_first)]
+        rows.append(
+            [
+                f"`{cell.name}`",
+                *rates,
+                formats.rate(exact),
+                peer,
+                formats.two(ratio),
+                formats.two(first),
+            ]
+        )
+    means = [formats.mean(values) for values in (over_best, over_first)]
     rows.append(["geometric mean", *[""] * (len(POLICIES) + 2), *means])
     headers = ("setting", *POLICIES, "plus, exact", "best peer", "plus/best", "plus/vllm")
-    return table(headers, rows)
+    return formats.table(headers, rows)
 
 
 def competition(known: Known) -> str:
@@ -118,7 +106,7 @@ def competition(known: Known) -> str:
             ours, theirs = known.capacity(cell, "plus"), known.capacity(cell, other)
             if ours is not None and theirs is not None and theirs.rate_rps:
                 values.append(Value(ours.rate_rps / theirs.rate_rps, f"`{cell.name}`"))
-        rows.append([f"capacity over {other}", *_range(over(values), "ratio")])
+        rows.append([f"capacity over {other}", *formats.range_cells(over(values), "ratio")])
     capacity, jct_s, heaviest = [], [], []
     for cell in known.paper.cells:
         best, where = best_peer(known, cell), f"`{cell.name}`"
@@ -134,12 +122,14 @@ def competition(known: Known) -> str:
             last = run["ssr_by_demand"][-1], peer["ssr_by_demand"][-1]
             if None not in last:
                 heaviest.append(Value(last[0] - last[1], where))
-    rows.append(["capacity over the best of today's", *_range(over(capacity), "ratio")])
+    rows.append(
+        ["capacity over the best of today's", *formats.range_cells(over(capacity), "ratio")]
+    )
     there = "at the best peer's capacity"
-    rows.append([f"p99 JCT over that peer's, {there}", *_range(over(jct_s), "ratio")])
+    rows.append([f"p99 JCT over that peer's, {there}", *formats.range_cells(over(jct_s), "ratio")])
     rows.append([f"SSR of the heaviest tenth, less the peer's, {there}"])
-    rows[-1].extend(_range(over(heaviest), "share"))
-    return table(("plus", "min", "median", "max", "where the max is", "of"), rows)
+    rows[-1].extend(formats.range_cells(over(heaviest), "share"))
+    return formats.table(("plus", "min", "median", "max", "where the max is", "of"), rows)
 
 
 def at_capacity(known: Known) -> str:
@@ -155,15 +145,15 @@ def at_capacity(known: Known) -> str:
                 [
                     f"`{cell.name}`",
                     policy,
-                    _three(found.rate_rps),
-                    _share(figures["ssr"]),
-                    _share(figures["ssr_by_demand"][-1]),
-                    _seconds(figures["mean_jct_s"]),
-                    _seconds(figures["p99_jct_s"]),
-                    _seconds(figures["p99_ttft_s"]),
-                    _share(figures["kvc_useful_utilisation"]),
-                    _share(figures["kvc_useful_utilisation_backlog"]),
-                    _share(figures["backlog_share"]),
+                    formats.three(found.rate_rps),
+                    formats.share(figures["ssr"]),
+                    formats.share(figures["ssr_by_demand"][-1]),
+                    formats.seconds(figures["mean_jct_s"]),
+                    formats.seconds(figures["p99_jct_s"]),
+                    formats.seconds(figures["p99_ttft_s"]),
+                    formats.share(figures["kvc_useful_utilisation"]),
+                    formats.share(figures["kvc_useful_utilisation_backlog"]),
+                    formats.share(figures["backlog_share"]),
                 ]
             )
     headers = (
@@ -179,7 +169,7 @@ def at_capacity(known: Known) -> str:
         "in backlog",
         "backlog",
     )
-    return table(headers, rows, 2)
+    return formats.table(headers, rows, 2)
 
 
 def at_peers_capacity(known: Known) -> str:
@@ -198,12 +188,15 @@ def at_peers_capacity(known: Known) -> str:
         ]
         for name, figures in shown:
             if figures:
-                tenths = [_share(ssr) for ssr in figures["ssr_by_demand"]]
-                mean_s, p99_s = _seconds(figures["mean_jct_s"]), _seconds(figures["p99_jct_s"])
-                row = [f"`{cell.name}`", _three(rate_rps), name, mean_s, p99_s]
-                rows.append([*row, _share(figures["ssr"]), *tenths])
+                tenths = [formats.share(ssr) for ssr in figures["ssr_by_demand"]]
+                mean_s, p99_s = (
+                    formats.seconds(figures["mean_jct_s"]),
+                    formats.seconds(figures["p99_jct_s"]),
+                )
+                row = [f"`{cell.name}`", formats.three(rate_rps), name, mean_s, p99_s]
+                rows.append([*row, formats.share(figures["ssr"]), *tenths])
     headers = ("setting", "rate/s", "policy", "mean JCT s", "p99 JCT s", "SSR", *range(1, 11))
-    return table([str(header) for header in headers], rows, 3)
+    return formats.table([str(header) for header in headers], rows, 3)
 
 
 CLAIMS: tuple[tuple[str, Claim, str], ...] = (
@@ -225,9 +218,11 @@ def ranges(known: Known) -> str:
                 for cell in known.paper.cells
                 for value in _claim(known, cell, claim, policy, predictor)
             ]
-            rows.append([title, _system(policy, predictor), *_range(over(values), form)])
+            rows.append(
+                [title, formats.system(policy, predictor), *formats.range_cells(over(values), form)]
+            )
     headers = ("claim", "over vLLM 2023", "min", "median", "max", "where the max is", "of")
-    return table(headers, rows, 2)
+    return formats.table(headers, rows, 2)
 
 
 def claims_by_setting(known: Known) -> str:
@@ -235,13 +230,13 @@ def claims_by_setting(known: Known) -> str:
     rows = []
     for cell in known.paper.cells:
         for policy, predictor in SYSTEMS:
-            row = [f"`{cell.name}`", _system(policy, predictor)]
+            row = [f"`{cell.name}`", formats.system(policy, predictor)]
             for _, claim, form in CLAIMS[:3]:
                 found = over(_claim(known, cell, claim, policy, predictor))
-                row.append(_span(found, form))
+                row.append(formats.span(found, form))
             rows.append(row)
     headers = ("setting", "system", *(title for title, _, _ in CLAIMS[:3]))
-    return table(headers, rows, 2)
+    return formats.table(headers, rows, 2)
 
 
 def sweep(known: Known) -> str:
@@ -254,13 +249,13 @@ def sweep(known: Known) -> str:
                 rows.append(
                     [
                         f"`{cell.name}`",
-                        _system(policy, predictor),
+                        formats.system(policy, predictor),
                         f"{fraction:g}",
-                        _three(fraction * base_rps),
-                        _three(figures["mean_normalised_latency_s"]),
-                        _seconds(figures["mean_jct_s"]),
-                        _share(figures["ssr"]),
-                        _share(figures["kvc_useful_utilisation_backlog"]),
+                        formats.three(fraction * base_rps),
+                        formats.three(figures["mean_normalised_latency_s"]),
+                        formats.seconds(figures["mean_jct_s"]),
+                        formats.share(figures["ssr"]),
+                        formats.share(figures["kvc_useful_utilisation_backlog"]),
                     ]
                 )
     headers = (
@@ -273,7 +268,7 @@ def sweep(known: Known) -> str:
         "SSR",
         "in backlog",
     )
-    return table(headers, rows, 2)
+    return formats.table(headers, rows, 2)
 
 
 def distserve(known: Known) -> str:
@@ -291,19 +286,19 @@ def distserve(known: Known) -> str:
             continue
         theirs_per_gpu = theirs["rate_rps"] / theirs["gpus"]
         gpus = max(per_gpu, key=lambda n: per_gpu[n])
-        row = [f"`{cell.name}`", theirs["placement"], _three(theirs_per_gpu), gpus]
-        row.append(_three(per_gpu[gpus]))
+        row = [f"`{cell.name}`", theirs["placement"], formats.three(theirs_per_gpu), gpus]
+        row.append(formats.three(per_gpu[gpus]))
         shown = []
         for number, values in ((gpus, saved), (theirs["gpus"], same)):
             fewer = None
             if per_gpu.get(number):
                 fewer = fewer_gpus(per_gpu[number], theirs_per_gpu)
                 values.append(Value(fewer, f"`{cell.name}`"))
-            shown.append(_share(fewer))
+            shown.append(formats.share(fewer))
         rows.append([*row, *shown])
     for title, values in (("over all settings", saved), ("with as many GPUs together", same)):
         if (found := over(values)) is not None:
-            span = f"{_span(found, 'share')} ({found.most.where})"
+            span = f"{formats.span(found, 'share')} ({found.most.where})"
             rows.append([f"{title}: min / median / max", "", "", "", "", span, ""])
     headers = (
         "setting",
@@ -314,7 +309,7 @@ def distserve(known: Known) -> str:
         "fewer GPUs",
         "with as many together",
     )
-    return table(headers, rows, 2)
+    return formats.table(headers, rows, 2)
 
 
 def ablation(known: Known) -> str:
@@ -323,8 +318,8 @@ def ablation(known: Known) -> str:
     rows = []
     for cell in ablated(known.paper.cells):
         found = [known.capacity(cell, policy, predictor) for policy, predictor in runs]
-        rows.append([f"`{cell.name}`", *(_rate(capacity) for capacity in found)])
-    return table(("setting", *(_system(*run) for run in runs)), rows)
+        rows.append([f"`{cell.name}`", *(formats.rate(capacity) for capacity in found)])
+    return formats.table(("setting", *(formats.system(*run) for run in runs)), rows)
 
 
 TABLES: Mapping[str, Callable[[Known], str]] = {
@@ -349,54 +344,3 @@ def _claim(known: Known, cell: Cell, claim: Claim, policy: str, predictor: str) 
     if len(theirs) < len(FRACTIONS) or len(ours) < len(FRACTIONS):
         return []
     return claim(ours, theirs, f"`{cell.name}`")
-
-
-def _mean(values: Sequence[float]) -> str | None:
-    """The geometric mean, and of how many settings it is."""
-    return f"{geometric_mean(values):.2f} (of {len(values)})" if values else None
-
-
-def _range(found: Range | None, form: str) -> list[str | None]:
-    if found is None:
-        return [None] * 5
-    least, most = _value(found.least, form), _value(found.most, form)
-    middle = _value(Value(found.median, ""), form)
-    return [least, middle, most, found.most.where, str(found.count)]
-
-
-def _span(found: Range | None, form: str) -> str | None:
-    if found is None:
-        return None
-    middle = _value(Value(found.median, ""), form)
-    return f"{_value(found.least, form)} / {middle} / {_value(found.most, form)}"
-
-
-def _value(value: Value, form: str) -> str:
-    text = f"{value.value:.2f}x" if form == "ratio" else _share(value.value)
-    return f"{value.reach.value}{text}"
-
-
-def _system(policy: str, predictor: str) -> str:
-    return f"{policy}, exact" if predictor == EXACT else policy
-
-
-def _rate(found: Capacity | None) -> str | None:
-    return None if found is None else _three(found.rate_rps)
-
-
-def _three(value: float | None) -> str | None:
-    return None if value is None else f"{value:.3g}"
-
-
-def _two(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2f}"
-
-
-def _seconds(value: float | None) -> str | None:
-    if value is None:
-        return None
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def _share(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.1f} %"

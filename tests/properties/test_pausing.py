@@ -62,7 +62,7 @@ def test_who_decodes_goes_on_however_many_prompts_are_near_their_ttft(every):
     assert one.finished_at < 300
 
 
-def unbroken(requests, capacity, mode, max_running, lag):
+def assert_unbroken(requests, capacity, mode, max_running, lag):
     """I1: who sits a pass out ends later, beside prompts of that pass that decode from then on."""
     config = EconoServeConfig(
         capacity,
@@ -87,7 +87,7 @@ def unbroken(requests, capacity, mode, max_running, lag):
     st.integers(0, 1),
 )
 def test_sitting_passes_out_breaks_no_promise(requests, mode, max_running, lag):
-    unbroken(requests, CAPACITY, mode, max_running, lag)
+    assert_unbroken(requests, CAPACITY, mode, max_running, lag)
 
 
 @pytest.mark.parametrize("mode", [KvcMode.SKYLINE, KvcMode.RISK])
@@ -105,5 +105,5 @@ def test_the_token_that_a_prompt_of_a_paused_pass_takes_early_is_promised(capaci
         Request(f"r{number}", arrival, prompt, response, exact(response), Slo(ttft_s, 0.5))
         for number, (arrival, prompt, response, ttft_s) in enumerate(sizes)
     ]
-    machine = unbroken(requests, capacity, mode, max_running=8, lag=1)
+    machine = assert_unbroken(requests, capacity, mode, max_running=8, lag=1)
     assert any(plan.pauses for plan in machine.log)
