@@ -32,7 +32,7 @@ def test_risk_knows_mean_and_variance_of_the_occupancy(drawn, steps):
         ledger.take(f"c{number}", held)
         ledger.promise(f"c{number}", response=tuple(outcomes))
         ledger.start(f"c{number}")
-    ledger.occupancy()
+    ledger.trial(0)
     survivors = [
         (held + steps, [end - steps for end in outcomes if end >= steps])
         for held, outcomes in drawn
@@ -43,6 +43,7 @@ def test_risk_knows_mean_and_variance_of_the_occupancy(drawn, steps):
             ledger.close(f"c{number}")
     for _ in range(steps):
         ledger.advance(tuple(f"c{n}" for n, (_, ends) in enumerate(drawn) if ends[-1] > steps))
+    ledger.trial(0)
     grid, ((mean, variance),) = ledger.occupancy()
     before = ledger.step
     for index, (end, mean_tokens, variance_tokens2) in enumerate(

@@ -63,8 +63,9 @@ class _Regime:
     def coefficients_s(self) -> np.ndarray:
         return self.weights / SCALES
 
-    def take(self, features: np.ndarray, elapsed_s: float) -> None:
+    def take(self, work: IterationWork, elapsed_s: float) -> None:
         """Learn from an iteration; from the first ones together, without those that were slow."""
+        features = np.array(_numbers(work))
         self.samples += 1
         if self.samples > MIN_SAMPLES:
             self._observe(features, elapsed_s)
@@ -82,9 +83,9 @@ class _Regime:
         direction = self.covariance @ scaled
         gain = direction / (self.forgetting + scaled @ direction)
         self.weights += gain * (elapsed_s - scaled @ self.weights)
-        self.covariance -= np.outer(gain, direction)
+        self.covariance -= gain[:, None] * direction
         # Forgetting must not let the uncertainty of features that never vary grow without end.
-        if np.trace(self.covariance) < PRIOR_VARIANCE * len(SCALES):
+        if self.covariance.trace() < PRIOR_VARIANCE * len(SCALES):
             self.covariance /= self.forgetting
 
 
@@ -124,14 +125,20 @@ class CostModel:
             elapsed_s: how long it took; 0 or less is ignored.
         """
         if elapsed_s > 0:
-            regime = self._mixed if work.mixed else self._decode
+            regime, other = self._regimes(work.mixed)
             odd = regime.samples >= MIN_SAMPLES and elapsed_s > OUTLIER * self.seconds(work)
             self._odd = self._odd + 1 if odd else 0
             if 0 < self._odd <= ODD_IN_A_ROW:
                 return
-            regime.take(_features(work), elapsed_s)
-            # One regime may stand in for the other.
-            self._current.clear()
+            regime.take(work, elapsed_s)
+            self._current.pop(work.mixed, None)
+            if other.samples < MIN_SAMPLES:
+                # This one may stand in for it.
+                self._current.pop(not work.mixed, None)
+
+    def _regimes(self, mixed: bool) -> tuple[_Regime, _Regime]:
+        """The one for such iterations, and the other."""
+        return (self._mixed, self._decode) if mixed else (self._decode, self._mixed)
 
     def adopt(self, other: "CostModel") -> None:
         """Know what another model has learned.
@@ -153,10 +160,9 @@ class CostModel:
             where that has some.
         """
         if mixed not in self._current:
-            own, other = (self._mixed, self._decode) if mixed else (self._decode, self._mixed)
-            fitted = next((one for one in (own, other) if one.samples >= MIN_SAMPLES), None)
-            coefficients = self._prior if fitted is None else fitted.coefficients_s
-            self._current[mixed] = tuple(max(float(value), 0.0) for value in coefficients)
+            fitted = next((one for one in self._regimes(mixed) if one.samples >= MIN_SAMPLES), None)
+            coefficients = self._prior if fitted is None else fitted.coefficients_s.tolist()
+            self._current[mixed] = tuple([max(float(value), 0.0) for value in coefficients])
         return self._current[mixed]
 
     def seconds(self, work: IterationWork) -> float:
@@ -168,8 +174,14 @@ class CostModel:
         Returns:
             Seconds.
         """
-        coefficients = self.coefficients_s(work.mixed)
-        return float(sum(c * x for c, x in zip(coefficients, _numbers(work), strict=True)))
+        fixed_s, token_s, square_s, request_s, context_s = self.coefficients_s(work.mixed)
+        return (
+            fixed_s
+            + token_s * work.prefill_tokens
+            + square_s * work.prefill_squared
+            + request_s * work.decoding
+            + context_s * work.context_tokens
+        )
 
     def base_s(self, mixed: bool, decoding: int, context_tokens: int) -> float:
         """Time of an iteration without what its prompts add by themselves.
@@ -260,10 +272,6 @@ class TfsConfig:
         else:
             prompt_tokens = high if fixed_s < limit_s else 0
         return int(min(max(decoding + prompt_tokens, low), high))
-
-
-def _features(work: IterationWork) -> np.ndarray:
-    return np.array(_numbers(work))
 
 
 def _numbers(work: IterationWork) -> tuple[float, ...]:

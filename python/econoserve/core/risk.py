@@ -13,6 +13,7 @@ all that decodes at the first still did at the second, so a coarse grid only eve
 
 import math
 from bisect import bisect_right
+from functools import cached_property
 from heapq import heappop, heappush
 from statistics import NormalDist
 
@@ -82,10 +83,14 @@ class RiskLedger(FutureLedger):
 
     def trial(self, used_tokens: int) -> "RiskTrial":
         """See ``Ledger.trial``."""
+        # Once a plan, asked for or not: the grid must not depend on what was asked before.
+        many = self._fresh * REGRID_SHARE >= self._totals.decoding > 0
+        if many or self.step - self._drawn_at >= REGRID_STEPS:
+            self._draw_grid()
         return RiskTrial(self, used_tokens)
 
     def occupancy(self, bounds: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """What the decoding claims will hold.
+        """What the decoding claims will hold, on the grid that the last trial found or drew.
 
         Args:
             bounds: 1, or 2 to learn also by how much they will grow (see ``limits_tokens``).
@@ -94,12 +99,9 @@ class RiskLedger(FutureLedger):
             Grid points from now on (steps), and an array (bounds, 2, points): mean (tokens) and
             variance (tokens squared) of either at each.
         """
-        many = self._fresh * REGRID_SHARE >= self._totals.decoding > 0
-        if many or self.step - self._drawn_at >= REGRID_STEPS:
-            self._draw_grid()
-        first, rows = int(self._grid.searchsorted(self.step)), self._top_row
-        grid = self._grid[first:].astype(float)
-        alive = (self._outcomes[:, :rows] >= self.step).sum(axis=0, dtype=np.int32)
+        grid, rows = self.ahead() + self.step, self._top_row
+        first = len(self._grid) - len(grid)
+        alive = np.add.reduce(self._outcomes[:, :rows] >= self.step, axis=0, dtype=np.int32)
         share = self.points / np.maximum(alive, 1)
         bases = self._bases[:rows]
         powers = np.empty((3, rows))
@@ -113,12 +115,20 @@ class RiskLedger(FutureLedger):
         moments[0, 0] = sums[0] * grid + sums[1]
         moments[0, 1] = (spread[0] * grid + 2 * spread[1]) * grid + spread[2]
         # Up to the first point everything decodes that does now.
-        moments[0, :, 0] = self._totals.decoding * grid[0] + bases.sum(), 0.0
+        moments[0, :, 0] = self._totals.decoding * grid[0] + np.add.reduce(bases), 0.0
         if bounds > 1:
             ahead = grid - self.step
             moments[1] = sums[0] * ahead, spread[0] * ahead * ahead
             moments[1, :, 0] = self._totals.decoding * ahead[0], 0.0
-        return grid, np.maximum(moments, 0.0)
+        return grid, np.maximum(moments, 0.0, out=moments)
+
+    def ahead(self) -> np.ndarray:
+        """The grid points that are not passed.
+
+        Returns:
+            Steps from now to each, ascending.
+        """
+        return self._grid[self._grid.searchsorted(self.step) :].astype(float) - self.step
 
     def _draw_grid(self) -> None:
         """Choose the grid's points, and work out which share of each row's outcomes they pass."""
@@ -130,10 +140,11 @@ class RiskLedger(FutureLedger):
         self._before = np.concatenate(([self.step - 1], self._grid[:-1]))
         self._drawn_at, self._fresh = self.step, 0
         self._survival = np.zeros((len(self._bases), len(self._grid)))
-        for outcome in self._outcomes:
-            self._survival += outcome[:, None] > self._before
-        self._survival /= self.points
-        self._squares = self._survival**2
+        survival = self._survival[: self._top_row]
+        for outcome in self._outcomes[:, : self._top_row]:
+            survival += outcome[:, None] > self._before
+        survival /= self.points
+        self._squares = self._survival * self._survival
 
     def _index(self, rid: str, claim: Claim) -> None:
         if not self._free_rows:
@@ -167,6 +178,8 @@ class RiskLedger(FutureLedger):
 class RiskTrial:
     """See ``Trial``; the mean and the variance of the occupancy on a grid of future steps.
 
+    They are worked out when they are first asked for: most plans admit nobody and ask nothing.
+
     Args:
         ledger: the claims.
         used_tokens: KVC in use.
@@ -175,16 +188,28 @@ class RiskTrial:
     def __init__(self, ledger: RiskLedger, used_tokens: int) -> None:
         self._ledger = ledger
         self._z = ledger.z
-        limits = ledger.limits_tokens(used_tokens)
-        grid, self._moments = ledger.occupancy(len(limits))
-        # From here on the means are what is above the limit.
-        self._moments[:, 0] -= np.array(limits)[:, None]
-        self._ahead = grid - ledger.step
-        # Steps from now to the last one before each cell.
-        self._cells = np.concatenate(([-1.0], self._ahead[:-1]))
+        self._used_tokens = used_tokens
         self._extended: dict[str, tuple[int, ...]] = {}
         self._known: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
         self._peak: tuple[int, float] | None = None
+
+    @cached_property
+    def _moments(self) -> np.ndarray:
+        """Of each bound: the mean above its limit, and the variance."""
+        limits = self._ledger.limits_tokens(self._used_tokens)
+        _, moments = self._ledger.occupancy(len(limits))
+        moments[:, 0] -= np.array(limits)[:, None]
+        return moments
+
+    @cached_property
+    def _ahead(self) -> np.ndarray:
+        """Steps from now to each grid point."""
+        return self._ledger.ahead()
+
+    @cached_property
+    def _cells(self) -> np.ndarray:
+        """Steps from now to the last one before each cell."""
+        return np.concatenate(([-1.0], self._ahead[:-1]))
 
     @property
     def headroom_tokens(self) -> int:

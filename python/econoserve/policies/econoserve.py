@@ -198,6 +198,8 @@ class EconoServe(BookedPolicy):
         self.victims.relieve(draft, view.now_s)
         self.late.handle(draft, view.now_s)
         self._resume(view, draft)
+        if not self.books.prefilling and not len(self.books.waiting):
+            return draft.plan()
         if self.books.prefilling or not self.holding.holds(draft, view):
             company = self.pausing.company(draft, view)
             draft.early_tokens = int(self.pausing.may_pause(draft, view))
