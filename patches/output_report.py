@@ -43,8 +43,11 @@ class ReportingStreamer(SchedulerOutputStreamer):
             reqs: the requests in the message.
 
         Returns:
-            The lists under ``REPORT_KEY``, in the order of ``reqs``.
+            The lists under ``REPORT_KEY``, in the order of ``reqs``; nothing if none has
+            finished, so that no list of nothing is pickled and sent with every token.
         """
+        if not any(req.finished() for req in reqs):
+            return {}
         return {REPORT_KEY: [[self.report(req)] if req.finished() else [] for req in reqs]}
 
     def is_request_level_customized_info_key(self, key: str) -> bool:

@@ -218,7 +218,7 @@ class ParkingScheduler(Scheduler):
 
     def _poll_timeout_aborts(self) -> list[Any]:
         aborts: list[Any] = super()._poll_timeout_aborts()
-        if get_parallel().tp_size > 1 and not self.is_fully_idle():
+        if self.tp_size > 1 and not self.is_fully_idle():
             elapsed_s, self._elapsed_s = self._elapsed_s, {}
             aborts.append(ClockTick(time.monotonic(), elapsed_s))
         return aborts
@@ -230,8 +230,7 @@ class ParkingScheduler(Scheduler):
             recv_reqs: what was received, the same on every rank.
         """
         ticks = [req for req in recv_reqs if isinstance(req, ClockTick)]
-        parallel = get_parallel()
-        if parallel.tp_size == 1:
+        if self.tp_size == 1:
             self.now_s = time.monotonic()
         elif ticks:
             self.now_s = ticks[-1].now_s
@@ -241,7 +240,7 @@ class ParkingScheduler(Scheduler):
             recv_reqs = [req for req in recv_reqs if not isinstance(req, ClockTick)]
         elif recv_reqs:
             # After an idle time there was no tick; every rank got the same requests and is here.
-            group = parallel.tp_group
+            group = get_parallel().tp_group
             (self.now_s,) = broadcast_pyobj(
                 [time.monotonic()], group.rank, group.cpu_group, src=group.ranks[0]
             )
@@ -272,10 +271,9 @@ class ParkingScheduler(Scheduler):
         launched_s, now_s = self._launched_s.popleft(), time.perf_counter()
         elapsed_s = launched_s if self.device == "cpu" else now_s - max(launched_s, self._done_s)
         number, self._done, self._done_s = self._done, self._done + 1, now_s
-        parallel = get_parallel()
-        if parallel.tp_size == 1:
+        if self.tp_size == 1:
             self.on_elapsed(number, elapsed_s)
-        elif parallel.tp_rank == 0:
+        elif get_parallel().tp_rank == 0:
             self._elapsed_s[number] = elapsed_s
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:

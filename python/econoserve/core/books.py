@@ -204,7 +204,8 @@ class Books:
         for rid in launch.offloaded:
             self._offload(rid, lost_tokens=int(rid in launch.dropped))
         for rid in launch.resumed:
-            self._resume(rid)
+            if rid not in self.running:
+                self._resume(rid)
         if launch.decoded:
             self.ledger.advance(launch.decoded)
         for part in launch.prefilled:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from econoserve.core.books import Books, TaskState
 from econoserve.core.types import IterationPlan, Preemption, Promise, View
 
+NOTHING = IterationPlan()
+"""Of most iterations: all that run decode."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -290,6 +293,8 @@ class Draft:
         Returns:
             The plan.
         """
+        if not (self._prefill or self._resume or self._preempt or self._promises or self._passed):
+            return NOTHING
         return IterationPlan(
             prefill=tuple(self._prefill),
             resume=tuple(self._resume),

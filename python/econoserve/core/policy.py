@@ -104,6 +104,13 @@ class BookedPolicy:
 
     def on_launch(self, plan: IterationPlan, launch: Launch) -> None:
         """See ``Policy.on_launch``."""
+        if plan.promises:
+            self._promise(plan, launch)
+        for rid in plan.demote:
+            self.books.demote(rid)
+        self.books.on_launch(launch)
+
+    def _promise(self, plan: IterationPlan, launch: Launch) -> None:
         launched = {*launch.resumed, *(part.rid for part in launch.prefilled)}
         for promise in plan.promises:
             rid = promise.rid
@@ -113,9 +120,6 @@ class BookedPolicy:
                 self.ledger.promise(
                     rid, promise.prompt_tokens, promise.response_tokens, promise.host
                 )
-        for rid in plan.demote:
-            self.books.demote(rid)
-        self.books.on_launch(launch)
 
     def on_tokens(self, rid: str, tokens: int) -> None:
         """See ``Policy.on_tokens``."""

@@ -103,6 +103,8 @@ class GroupedQueue:
         Returns:
             Its key, or ``None``.
         """
+        if not self._size:
+            return None
         low = (*prefix, float("inf")) if prefix else None
         return next(self._groups.irange(low), None)
 

@@ -9,7 +9,7 @@ from econoserve.core.types import Launch
 from econoserve.runtime.metrics import Metrics
 from econoserve.runtime.requests import Counters, Record
 
-PERIOD_S = 0.1
+PERIOD_S = 0.25
 """Time between two updates of the gauges and counters."""
 
 

@@ -6,8 +6,7 @@ no batches; what it answers is carried out by ``EconoScheduler``.
 
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
@@ -34,6 +33,7 @@ from econoserve.runtime.feed import MetricsFeed
 from econoserve.runtime.iterations import iteration_log
 from econoserve.runtime.learning import Learner
 from econoserve.runtime.requests import Pace, Record, Records
+from econoserve.runtime.tracking import Tracking, readable
 from econoserve.runtime.work import work_of
 
 logger = logging.getLogger(__name__)
@@ -269,6 +269,7 @@ class PolicyHost:
             Those that have finished and are known; the caller forgets them.
         """
         finished: list[Req] = []
+        stepped: list[str] = []
         grown: list[tuple[str, int]] = []
         for req in reqs:
             record = self.records.get(req.rid)
@@ -279,7 +280,10 @@ class PolicyHost:
                 record.counted_tokens += produced
                 if record.first_token_s is None:
                     record.first_token_s = now_s
-                grown.append((req.rid, produced))
+                if produced == 1:
+                    stepped.append(req.rid)
+                else:
+                    grown.append((req.rid, produced))
             if req.finished():
                 self._pace.ended_s.append(now_s)
                 finished.append(req)
@@ -287,6 +291,7 @@ class PolicyHost:
                     feed.finished(record, len(req.output_ids_through_stop), now_s)
                 self.learner.learn(req, record.features)
         with self._tracking():
+            self._policy.on_step(stepped)
             for rid, tokens in grown:
                 self._policy.on_tokens(rid, tokens)
         return finished
@@ -374,25 +379,20 @@ class PolicyHost:
             self.learner.forget(record.features)
             self.records.close(rid)
 
-    def _readable_state(self) -> object:
-        try:
-            return self.state()
-        except Exception as error:
-            return f"not readable: {error!r}"
-
-    @contextmanager
-    def _tracking(self, state: object = None) -> Iterator[None]:
+    def _tracking(self, state: object = None) -> Tracking:
         """Keep an error of the policy from ending the server, if the user wants it so."""
-        try:
-            yield
-        except Exception:
-            self.counters.planning_errors += 1
-            if self._config.on_error == OnError.CRASH.value:
-                raise
-            self._lost_track = True
-            if self.counters.planning_errors == 1:
-                logger.exception(
-                    "The policy failed; SGLang's own decision is used meanwhile. State: %r, %r",
-                    self._readable_state(),
-                    state,
-                )
+        return Tracking(self._failed, state)
+
+    def _failed(self, state: object) -> bool:
+        """The policy raised; whether the server goes on."""
+        self.counters.planning_errors += 1
+        if self._config.on_error == OnError.CRASH.value:
+            return False
+        self._lost_track = True
+        if self.counters.planning_errors == 1:
+            logger.exception(
+                "The policy failed; SGLang's own decision is used meanwhile. State: %r, %r",
+                readable(self.state),
+                state,
+            )
+        return True

@@ -17,7 +17,6 @@ from sglang.srt.runtime_context import get_parallel
 
 from econoserve.config import OnError, RuntimeConfig
 from econoserve.core.types import (
-    CachedPrefix,
     IterationPlan,
     Launch,
     Preemption,
@@ -35,6 +34,7 @@ from econoserve.runtime.feed import MetricsFeed
 from econoserve.runtime.host import PolicyHost
 from econoserve.runtime.learning import BUSY_PERIOD_S, IDLE_PERIOD_S, Learner, Place
 from econoserve.runtime.metrics import Metrics
+from econoserve.runtime.prefixes import cached_prefix, released_tokens
 from econoserve.runtime.shaping import ShapingScheduler
 from econoserve.runtime.stopwatch import Stopwatch
 from econoserve.runtime.support import (
@@ -241,8 +241,8 @@ class EconoScheduler(ShapingScheduler):
                 len(running_batch.reqs), running_batch=running_batch
             ),
             max_running=self.max_running_requests,
-            cached_prefix=lambda rid: self._cached_prefix(self.host.records[rid].req),
-            released=self._released,
+            cached_prefix=lambda rid: cached_prefix(self.host.records[rid].req, self.tree_cache),
+            released=lambda rid: released_tokens(self.host.records[rid].req, self.tree_cache),
             startable=self._startable([running_batch, last_batch]),
         )
         if self.config.check_books:
@@ -279,10 +279,9 @@ class EconoScheduler(ShapingScheduler):
 
     def _check_ranks(self, plan: IterationPlan | None) -> None:
         """Take a plan into the digest, once per iteration on every rank; compare when it is due."""
-        parallel = get_parallel()
-        if parallel.tp_size == 1 or not self.agreement.note(plan):
+        if self.tp_size == 1 or not self.agreement.note(plan):
             return
-        if self.agreement.holds(parallel.tp_group.cpu_group):
+        if self.agreement.holds(get_parallel().tp_group.cpu_group):
             return
         self.host.counters.rank_divergences += 1
         message = "the tensor-parallel ranks have planned differently"
@@ -290,29 +289,6 @@ class EconoScheduler(ShapingScheduler):
             raise RuntimeError(message)
         if self.host.counters.rank_divergences == 1:
             logger.error("%s; outputs may be wrong and the server may hang", message)
-
-    def _cached_prefix(self, req: Req) -> CachedPrefix:
-        """Match a waiting prompt, and see what pinning the match would take from free KV."""
-        req.init_next_round_input(self.tree_cache)
-        if req.prefix_len == 0:
-            return CachedPrefix()
-        before = self.tree_cache.evictable_size()
-        lock = self.tree_cache.lock(req.last_node)
-        pinned = before - self.tree_cache.evictable_size()
-        self.tree_cache.unlock(lock)
-        return CachedPrefix(req.prefix_len, evictable_tokens=pinned, key=req.last_node)
-
-    def _released(self, rid: str) -> int:
-        """What would be free without a request: its own KVC, and the prefix that it alone pins."""
-        req = self.host.records[rid].req
-        if not req.kv.holds_kv or req.session is not None:
-            return 0
-        before = self.tree_cache.evictable_size()
-        self.tree_cache.unlock(req.lock)
-        pinned = self.tree_cache.evictable_size() - before
-        if req.lock is not None:
-            req.lock = self.tree_cache.lock(req.lock.node)
-        return req.kv.kv_allocated_len - req.kv.cache_protected_len + pinned
 
     def _report_launch(self, plan: IterationPlan, answer: NextBatchPlan) -> None:
         """Tell the policy what upstream really launched."""
@@ -337,14 +313,17 @@ class EconoScheduler(ShapingScheduler):
                 if record is not None and record.started_s is None:
                     record.started_s = self.now_s
                     self.host.counters.chunked += not done
-        running = {req.rid: None for req in (*answer.running_batch.reqs, *decoding)}
+        decoded = running = tuple([req.rid for req in decoding])
+        if decoding is not answer.running_batch.reqs:
+            running = tuple(dict.fromkeys((*(r.rid for r in answer.running_batch.reqs), *decoded)))
+        moved = self.moved.items()
         launch = Launch(
             prefilled=tuple(prefilled),
-            resumed=tuple(running),
-            parked=tuple(rid for rid, how in self.moved.items() if how is Preemption.PARK),
-            offloaded=tuple(rid for rid, how in self.moved.items() if how is Preemption.OFFLOAD),
+            resumed=running,
+            parked=tuple([rid for rid, how in moved if how is Preemption.PARK]),
+            offloaded=tuple([rid for rid, how in moved if how is Preemption.OFFLOAD]),
             dropped=tuple(self.dropped),
-            decoded=tuple(req.rid for req in decoding),
+            decoded=decoded,
         )
         self.host.launched(plan, launch)
         if self.feed is not None:
