@@ -6,8 +6,6 @@ broadcasts what it measured.
 
 from dataclasses import dataclass
 
-import numpy as np
-
 PRIOR_VARIANCE = 1e3
 """Uncertainty of the first coefficients, in their own units squared; large: data soon prevail."""
 
@@ -45,27 +43,35 @@ class IterationWork:
         return self.prefill_tokens > 0
 
 
-SCALES = np.array([1.0, 1e3, 1e6, 1e2, 1e5])
+SCALES = (1.0, 1e3, 1e6, 1e2, 1e5)
 """Typical sizes of the features, so that one prior suits all coefficients."""
 
 
 class _Regime:
-    """Recursive least squares with forgetting over the features 1, P, sum L^2, B, KV."""
+    """Recursive least squares with forgetting over the features 1, P, sum L^2, B, KV.
+
+    In plain numbers: five are too few for arrays to be faster, and the sums come out the same on
+    every machine, which those of a BLAS do not.
+    """
 
     def __init__(self, coefficients_s: tuple[float, ...], forgetting: float) -> None:
-        self.weights = np.array(coefficients_s) * SCALES
-        self.covariance = np.eye(len(SCALES)) * PRIOR_VARIANCE
+        self.weights = [c * scale for c, scale in zip(coefficients_s, SCALES, strict=True)]
+        size = len(SCALES)
+        self.covariance = [
+            [PRIOR_VARIANCE if row == column else 0.0 for column in range(size)]
+            for row in range(size)
+        ]
         self.forgetting = forgetting
         self.samples = 0
-        self._first: list[tuple[np.ndarray, float]] = []
+        self._first: list[tuple[list[float], float]] = []
 
     @property
-    def coefficients_s(self) -> np.ndarray:
-        return self.weights / SCALES
+    def coefficients_s(self) -> list[float]:
+        return [weight / scale for weight, scale in zip(self.weights, SCALES, strict=True)]
 
     def take(self, work: IterationWork, elapsed_s: float) -> None:
         """Learn from an iteration; from the first ones together, without those that were slow."""
-        features = np.array(_numbers(work))
+        features = [number / scale for number, scale in zip(_numbers(work), SCALES, strict=True)]
         self.samples += 1
         if self.samples > MIN_SAMPLES:
             self._observe(features, elapsed_s)
@@ -78,15 +84,26 @@ class _Regime:
                     self._observe(features, elapsed_s)
             self._first.clear()
 
-    def _observe(self, features: np.ndarray, elapsed_s: float) -> None:
-        scaled = features / SCALES
-        direction = self.covariance @ scaled
-        gain = direction / (self.forgetting + scaled @ direction)
-        self.weights += gain * (elapsed_s - scaled @ self.weights)
-        self.covariance -= gain[:, None] * direction
+    def _observe(self, scaled: list[float], elapsed_s: float) -> None:
+        direction = [_product(row, scaled) for row in self.covariance]
+        whole = self.forgetting + _product(scaled, direction)
+        gain = [part / whole for part in direction]
+        error_s = elapsed_s - _product(scaled, self.weights)
+        self.weights = [w + g * error_s for w, g in zip(self.weights, gain, strict=True)]
+        self.covariance = [
+            [old - g * d for old, d in zip(row, direction, strict=True)]
+            for row, g in zip(self.covariance, gain, strict=True)
+        ]
         # Forgetting must not let the uncertainty of features that never vary grow without end.
-        if self.covariance.trace() < PRIOR_VARIANCE * len(SCALES):
-            self.covariance /= self.forgetting
+        trace = sum(row[place] for place, row in enumerate(self.covariance))
+        if trace < PRIOR_VARIANCE * len(SCALES):
+            self.covariance = [[old / self.forgetting for old in row] for row in self.covariance]
+
+
+def _product(left: list[float], right: list[float]) -> float:
+    a, b, c, d, e = left
+    v, w, x, y, z = right
+    return a * v + b * w + c * x + d * y + e * z
 
 
 class CostModel:
@@ -161,7 +178,7 @@ class CostModel:
         """
         if mixed not in self._current:
             fitted = next((one for one in self._regimes(mixed) if one.samples >= MIN_SAMPLES), None)
-            coefficients = self._prior if fitted is None else fitted.coefficients_s.tolist()
+            coefficients = self._prior if fitted is None else fitted.coefficients_s
             self._current[mixed] = tuple([max(float(value), 0.0) for value in coefficients])
         return self._current[mixed]
 
