@@ -21,7 +21,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import PortArgs, ServerArgs
 
 from econoserve import demo_model
-from econoserve.platform import decode
+from econoserve.platform import decode, recorded
 from econoserve.platform.recording import NotRecordable
 
 SIZES = (3, 1, 2, 5, 7, 8, 4, 37, 33, 40, 64, 65)
@@ -82,7 +82,7 @@ def main():
     decode._only_logits = refuse
     run("not recordable", 12)
     decode._only_logits = only_logits
-    decode.MEMORY_BYTES = 0
+    recorded.MEMORY_BYTES = 0
     run("no memory", 16)
     run("no memory", 7)
     Path(sys.argv[1]).write_text(json.dumps(rows))

@@ -25,6 +25,7 @@ from econoserve.platform.kernels import ELEMENTS
 from econoserve.platform.kernels.attention import attend
 from econoserve.platform.kernels.attention import kernel as compile_attention
 from econoserve.platform.kernels.batch import Batch, Pool, Shape
+from econoserve.platform.prompts import PromptRecordings
 
 if TYPE_CHECKING:
     from sglang.srt.layers.radix_attention import RadixAttention
@@ -89,6 +90,7 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
         if runner.decode_cuda_graph_runner is None and runner.attn_backend is self:
             # Upstream builds graph runners on a CPU only with --enable-torch-compile.
             runner.decode_cuda_graph_runner = DecodeRecordings(runner, self)
+            runner.prefill_cuda_graph_runner = PromptRecordings(runner, self)
         if self._started:
             return
         self._started = True
@@ -191,7 +193,7 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
             ELEMENTS[q.dtype],
             ELEMENTS[self.token_to_kv_pool.dtype],
         )
-        few = len(batch.item_request) < 2 * torch.get_num_threads()
+        few = batch.least_items < 2 * torch.get_num_threads()
         attend(
             shape,
             pool,

@@ -1,0 +1,180 @@
+"""Forward passes that are recorded once per size and then repeated: what all kinds of them share.
+
+On a small model most of a forward pass is Python: modules, contexts, argument checks. SGLang has
+graph runners for that; on a CPU it makes graphs with ``torch.compile``, which needs a compiler and
+minutes. Ours record instead (see ``recording``). What they have not recorded, or must not, runs as
+before.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
+from sglang.srt.model_executor.forward_context import forward_context, get_forward_context
+from sglang.srt.runtime_context import get_parallel
+
+from econoserve.platform.kernels.batch import Batch
+from econoserve.platform.recording import Recording
+
+if TYPE_CHECKING:
+    from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+    from sglang.srt.model_executor.model_runner import ModelRunner
+
+    from econoserve.platform.attention import CpuAttentionBackend
+
+logger = logging.getLogger(__name__)
+
+MEMORY_BYTES = 256 << 20
+"""Memory for all recordings of one kind together; what does not fit runs as before."""
+
+NOWHERE = 0
+"""Where what fills a pass up to a recorded size reads and writes: SGLang keeps slot 0 of the KV
+cache and row 0 of the table for this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A recorded pass, and what its kernels know by address only.
+
+    Attributes:
+        inputs: what changes from one pass to the next, by the names of ``ForwardBatch``.
+        batch: what it attends to.
+        weights: the model's.
+        recording: the pass.
+        result: what it computes.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    batch: Batch
+    weights: tuple[torch.Tensor, ...]
+    recording: Recording
+    result: torch.Tensor
+
+
+class RecordedPasses:
+    """Recordings of one kind of pass, by size.
+
+    Args:
+        model_runner: SGLang's model runner.
+        backend: its attention backend.
+    """
+
+    KIND: ClassVar[str]
+
+    def __init__(self, model_runner: "ModelRunner", backend: "CpuAttentionBackend") -> None:
+        self._model_runner = model_runner
+        self._backend = backend
+        self._recorded: dict[int, Recorded] = {}
+        self._too_large: set[int] = set()
+        self._memory_bytes = 0
+        parallel = get_parallel()
+        self._enabled = (
+            parallel.tp_size == parallel.pp_size == parallel.num_dp_ranks == 1
+            and model_runner.spec_algorithm.is_none()
+            and not model_runner.is_draft_worker
+            and not model_runner.model_config.is_encoder_decoder
+            and not hasattr(model_runner.model, "prepare_forward_batch")
+        )
+
+    def _is_plain(self, forward_batch: "ForwardBatch") -> bool:
+        """Whether a pass has nothing beyond tokens in and logits out."""
+        return (
+            self._enabled
+            and not forward_batch.return_logprob
+            and forward_batch.capture_hidden_mode == CaptureHiddenMode.NULL
+            and forward_batch.mrope_positions is None
+            and forward_batch.input_embeds is None
+            and forward_batch.spec_info is None
+            and not any(forward_batch.lora_ids or ())
+        )
+
+    def _record(
+        self,
+        size: int,
+        pass_: tuple[dict[str, torch.Tensor], Batch],
+        compute: Callable[[], torch.Tensor],
+        used: int,
+    ) -> Recorded | None:
+        """Record a pass while it is computed.
+
+        Args:
+            size: of the pass.
+            pass_: its inputs and what it attends to.
+            compute: computes it.
+            used: rows of the result that are not padding.
+
+        Returns:
+            The recorded pass, or None if the eager runner has to compute this one again.
+        """
+        recording = Recording()
+        try:
+            with recording.record():
+                result = compute()
+        except Exception as problem:
+            # The model wants more than tokens, or does not do the same each time.
+            self._give_up(repr(problem))
+            return None
+        first = result[:used].clone()
+        recording.spoil()
+        recording.replay()
+        if not torch.equal(first, result[:used]):
+            self._give_up("a repetition differed")
+            return None
+        model = self._model_runner.model
+        weights = (*(p.data for p in model.parameters()), *model.buffers())
+        if self._memory_bytes + recording.memory_bytes > MEMORY_BYTES:
+            self._too_large.add(size)
+        recorded = Recorded(*pass_, weights, recording, result)
+        if size not in self._too_large:
+            self._memory_bytes += recording.memory_bytes
+            self._recorded[size] = recorded
+        return recorded
+
+    def _give_up(self, reason: str) -> None:
+        logger.warning("%s are not recorded: %s", self.KIND, reason)
+        self._enabled = False
+
+    def _forward(
+        self,
+        forward_batch: "ForwardBatch",
+        inputs: dict[str, torch.Tensor],
+        **changes: Any,
+    ) -> object:
+        """The model's forward pass on recorded inputs, and on nothing else of this batch.
+
+        What else describes the batch would be out of date at the next: a model that reads it must
+        fail now.
+        """
+        per_batch = {
+            field.name: None
+            for field in fields(forward_batch)
+            if _varies(forward_batch, field.name)
+        }
+        batch = replace(forward_batch, **(per_batch | inputs | changes))
+        with torch.no_grad(), forward_context(get_forward_context(), forward_batch=batch):
+            return self._model_runner.model.forward(batch.input_ids, batch.positions, batch)
+
+
+def _varies(forward_batch: "ForwardBatch", name: str) -> bool:
+    value = getattr(forward_batch, name)
+    return isinstance(value, torch.Tensor | list | int) and not isinstance(value, bool | Enum)
+
+
+def fill(inputs: dict[str, torch.Tensor], forward_batch: "ForwardBatch", fillers: dict) -> None:
+    """Put what a pass computes into the inputs of a recorded one.
+
+    Args:
+        inputs: the recorded one's.
+        forward_batch: the pass; at most as large.
+        fillers: for each input what it holds beyond the pass.
+    """
+    for name, target in inputs.items():
+        source = getattr(forward_batch, name)
+        count = len(source)
+        target[:count] = source
+        if count < len(target):
+            target[count:] = fillers[name]

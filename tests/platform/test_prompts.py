@@ -1,0 +1,67 @@
+"""Recorded passes with prompts yield the logits of those computed by SGLang's Python."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from econoserve.platform.operators import round_up
+
+WORKER = Path(__file__).with_name("prompt_worker.py")
+MOST_TOKENS = 150
+
+
+@pytest.fixture(scope="module")
+def passes(tmp_path_factory):
+    """What the worker saw, a row per pass."""
+    output = tmp_path_factory.mktemp("prompts") / "result.json"
+    done = subprocess.run(
+        [sys.executable, str(WORKER), str(output), str(MOST_TOKENS)],
+        env={**os.environ, "ECONOSERVE_CPU_OPS": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return json.loads(output.read_text())
+
+
+def test_small_passes_are_recorded_once_per_number_of_tokens(passes):
+    usual = [one for one in passes if one["case"] == "usual"]
+    assert [one["recorded"] for one in usual] == [one["tokens"] <= MOST_TOKENS for one in usual]
+    assert {one["recorded"] for one in usual} == {True, False}
+    for one in usual:
+        assert one["new"] in ([], [round_up(one["tokens"])] * one["recorded"])
+    assert sum(len(one["new"]) for one in usual) >= 4
+    assert any(one["recorded"] and not one["new"] for one in usual)
+
+
+def test_what_cannot_be_recorded_is_computed_as_before(passes):
+    others = {one["case"]: one for one in passes if one["case"] != "usual"}
+    assert set(others) == {"hidden", "no memory", "not recordable"}
+    assert not any(one["new"] for one in others.values())
+    assert not others["hidden"]["recorded"] and others["hidden"]["enabled"]
+    assert others["no memory"]["enabled"]
+    assert not others["not recordable"]["enabled"]
+
+
+def test_logits_do_not_depend_on_recordings(passes):
+    for one in passes:
+        assert one["requests"][0] == one["requests"][1]
+        assert one["finite"] and one["spread"] > 0.5
+        assert not one["eager_recorded"]
+        assert one["repeated"] < 1e-4
+        assert one["without"] < 1e-4, one
+
+
+def test_logits_equal_torch_natives(passes):
+    assert max(one["native"] for one in passes) < 1e-4
+
+
+def test_a_pass_writes_its_own_slots_only(passes):
+    for one in passes:
+        assert one["foreign_slots"] == one["unwritten"] == []
