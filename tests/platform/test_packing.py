@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     not packing.supported(), reason="oneDNN has no packed bfloat16 weights on this machine"
 )
 WORKER = Path(__file__).with_name("packing_worker.py")
-ROWS = pytest.mark.parametrize("rows", (3, 4, 7, 16, 100))
+ROWS = pytest.mark.parametrize("rows", (5, 7, 16, 100))
 BFLOAT = torch.bfloat16
 
 
@@ -104,6 +104,14 @@ def test_layers_use_the_copy(rows, with_bias):
     assert_close(before, wide)
     layer.weight.data.mul_(2)  # nobody is told
     assert torch.equal(layer(x, bias), before)
+
+
+def test_one_row_of_a_large_weight_uses_the_copy():
+    layer = installed_in(Layer(4096))
+    x = torch.randn(1, 512).to(BFLOAT)
+    before = layer(x)
+    layer.weight.data.mul_(2)
+    assert torch.equal(layer(x), before)
 
 
 def test_our_kernel_keeps_the_smallest_multiplications():

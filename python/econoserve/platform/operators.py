@@ -36,7 +36,7 @@ ENVIRONMENT_VARIABLE = "ECONOSERVE_CPU_OPS"
 
 _SMALL_WEIGHT = 1 << 20
 """Elements of a weight up to which its multiplications are compiled at start."""
-_FEW_MULTIPLICATIONS = 1 << 19
+_FEW_MULTIPLICATIONS = 1 << 20
 """Rows times weights up to which our kernel of a few rows beats oneDNN with a packed weight."""
 _MOST_PROMPT_TOKENS = 512
 _MOST_LAST_TOKENS = 64
