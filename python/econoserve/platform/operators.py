@@ -27,6 +27,7 @@ from sglang.srt.layers.rotary_embedding.rope_variant import (
 )
 from sglang.srt.layers.rotary_embedding.yarn import YaRNScalingRotaryEmbedding
 
+from econoserve.platform import packing
 from econoserve.platform.kernels import ELEMENTS, elementwise
 from econoserve.platform.kernels import linear as few_rows
 
@@ -35,6 +36,8 @@ ENVIRONMENT_VARIABLE = "ECONOSERVE_CPU_OPS"
 
 _SMALL_WEIGHT = 1 << 20
 """Elements of a weight up to which its multiplications are compiled at start."""
+_FEW_MULTIPLICATIONS = 1 << 20
+"""Rows times weights up to which our kernel of a few rows beats oneDNN with a packed weight."""
 _MOST_PROMPT_TOKENS = 512
 _MOST_LAST_TOKENS = 64
 
@@ -80,12 +83,14 @@ def install_in(model: torch.nn.Module) -> None:
     """
     if not enabled():
         return
+    plain_logits = _plain_logits(model)
     for module in model.modules():
         method = type(getattr(module, "quant_method", None))
         if method is UnquantizedLinearMethod:
             module.quant_method = CpuLinearMethod()
-        elif method is UnquantizedEmbeddingMethod and _plain_logits(model):
+        elif method is UnquantizedEmbeddingMethod and plain_logits:
             module.quant_method = CpuEmbeddingMethod()
+    packing.pack(model)
 
 
 def meet_row_counts(model: torch.nn.Module) -> None:
@@ -96,18 +101,24 @@ def meet_row_counts(model: torch.nn.Module) -> None:
     Args:
         model: the model after ``install_in``.
     """
-    shapes = {
-        (module.weight.shape, isinstance(module.quant_method, CpuEmbeddingMethod))
-        for module in model.modules()
-        if isinstance(getattr(module, "quant_method", None), CpuLinearMethod | CpuEmbeddingMethod)
-        and module.weight.dtype == torch.bfloat16
-        and module.weight.numel() <= _SMALL_WEIGHT
-    }
-    for (outputs, inputs), only_last_tokens in sorted(shapes):
-        weight = torch.zeros((outputs, inputs), dtype=torch.bfloat16)
+    met = set()
+    for module in model.modules():
+        method = getattr(module, "quant_method", None)
+        if not isinstance(method, packing.MayBePacked):
+            continue
+        weight = module.weight
+        if weight.dtype != torch.bfloat16 or weight.numel() > _SMALL_WEIGHT:
+            continue
+        bias = None if getattr(module, "skip_bias_add", False) else getattr(module, "bias", None)
+        only_last_tokens = isinstance(method, CpuEmbeddingMethod)
+        kind = (weight.shape, bias is not None, method.packed is not None, only_last_tokens)
+        if kind in met:
+            continue
+        met.add(kind)
         most = _MOST_LAST_TOKENS if only_last_tokens else _MOST_PROMPT_TOKENS
-        for rows in sorted({round_up(rows) for rows in range(few_rows.MOST_ROWS + 1, most + 1)}):
-            F.linear(torch.zeros((rows, inputs), dtype=torch.bfloat16), weight)
+        for rows in sorted({round_up(rows) for rows in range(1, most + 1)}):
+            zeros = torch.zeros((rows, weight.shape[1]), dtype=weight.dtype)
+            _linear_of_many(zeros, weight, bias, method.packed)
 
 
 def compile_all(dtype: torch.dtype) -> None:
@@ -136,43 +147,48 @@ def _plain_logits(model: torch.nn.Module) -> bool:
     )
 
 
-class CpuLinearMethod(UnquantizedLinearMethod):
+class CpuLinearMethod(packing.MayBePacked, UnquantizedLinearMethod):
     """A linear layer that has its own kernel for a few input vectors."""
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """``x @ layer.weight.T + bias``; see the base class."""
-        return _linear(x, layer.weight, bias)
+        return _linear(x, layer.weight, bias, self.packed)
 
 
-class CpuEmbeddingMethod(UnquantizedEmbeddingMethod):
+class CpuEmbeddingMethod(packing.MayBePacked, UnquantizedEmbeddingMethod):
     """An embedding or output layer that has its own kernel for a few input vectors."""
 
     def apply(
         self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The logits of ``x``; see the base class."""
-        return _linear(x.to(layer.weight.dtype), layer.weight, bias)
+        return _linear(x.to(layer.weight.dtype), layer.weight, bias, self.packed)
 
 
 def _linear_of_many(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    packed: packing.PackedWeight | None,
 ) -> torch.Tensor:
-    """torch's linear layer; in bfloat16 with a number of rows that it has likely met before.
+    """oneDNN's linear layer; in bfloat16 with a number of rows that it has likely met before.
 
     oneDNN compiles a bfloat16 multiplication anew for every number of rows, in about 2 ms per
     weight shape, and prompts have all lengths.
     """
     if x.dtype != torch.bfloat16 or x.dim() != 2:
         return F.linear(x, weight, bias)
-    rows = round_up(x.shape[0])
-    if rows == x.shape[0]:
-        return F.linear(x, weight, bias)
-    padded = x.new_empty((rows, x.shape[1]))
-    padded[: x.shape[0]] = x
-    padded[x.shape[0] :] = 0
-    return F.linear(padded, weight, bias)[: x.shape[0]]
+    count = x.shape[0]
+    rows = round_up(count)
+    if rows > count:
+        padded = x.new_empty((rows, x.shape[1]))
+        padded[:count] = x
+        padded[count:] = 0
+        x = padded
+    out = F.linear(x, weight, bias) if packed is None else packed.linear(x, bias)
+    return out[:count] if rows > count else out
 
 
 def round_up(rows: int) -> int:
@@ -190,18 +206,27 @@ def round_up(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    packed: packing.PackedWeight | None,
+) -> torch.Tensor:
+    usual = x.dim() == 2 and x.is_contiguous() and x.dtype == weight.dtype and len(x) > 0
+    if packed is not None and not (
+        packed.is_of(weight) and usual and (bias is None or bias.dtype == x.dtype)
+    ):
+        packed = None
     covered = (
-        x.shape[0] <= few_rows.MOST_ROWS
+        usual
+        and x.shape[0] <= few_rows.MOST_ROWS
         and bias is None
-        and x.dim() == 2
         and x.dtype in ELEMENTS
-        and weight.dtype == x.dtype
-        and x.is_contiguous()
         and weight.is_contiguous()
+        and (packed is None or x.shape[0] * weight.numel() <= _FEW_MULTIPLICATIONS)
     )
     if not covered:
-        return _linear_of_many(x, weight, bias)
+        return _linear_of_many(x, weight, bias, packed)
     outputs, inputs = weight.shape
     rows = x.shape[0]
     out = torch.empty((rows, outputs), dtype=x.dtype)

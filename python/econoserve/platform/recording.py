@@ -84,7 +84,11 @@ class Recording:
         if operator._schema.is_mutable:
             self._steps.append(lambda: operator(*arguments, **keywords))
             return
-        sources = {tensor.untyped_storage().data_ptr() for tensor in _tensors(arguments, keywords)}
+        sources = {
+            tensor.untyped_storage().data_ptr()
+            for tensor in _tensors(arguments, keywords)
+            if not tensor.is_mkldnn  # packed weights have no storage
+        }
         made = [t for t in _tensors(result) if t.untyped_storage().data_ptr() not in sources]
         if not made:
             return  # views of memory that is kept anyway
