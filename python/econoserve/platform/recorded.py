@@ -71,6 +71,7 @@ class RecordedPasses:
         self._recorded: dict[int, Recorded] = {}
         self._too_large: set[int] = set()
         self._memory_bytes = 0
+        self._checked: set[int] = set()
         parallel = get_parallel()
         self._enabled = (
             parallel.tp_size == parallel.pp_size == parallel.num_dp_ranks == 1
@@ -99,7 +100,7 @@ class RecordedPasses:
         compute: Callable[[], torch.Tensor],
         used: int,
     ) -> Recorded | None:
-        """Record a pass while it is computed.
+        """Record a pass while it is computed; repeat it at once if none of about its size was.
 
         Args:
             size: of the pass.
@@ -118,12 +119,10 @@ class RecordedPasses:
             # The model wants more than tokens, or does not do the same each time.
             self._give_up(repr(problem))
             return None
-        first = result[:used].clone()
-        recording.spoil()
-        recording.replay()
-        if not torch.equal(first, result[:used]):
+        if size.bit_length() not in self._checked and not _repeats(recording, result[:used]):
             self._give_up("a repetition differed")
             return None
+        self._checked.add(size.bit_length())
         model = self._model_runner.model
         weights = (*(p.data for p in model.parameters()), *model.buffers())
         if self._memory_bytes + recording.memory_bytes > MEMORY_BYTES:
@@ -157,6 +156,14 @@ class RecordedPasses:
         batch = replace(forward_batch, **(per_batch | inputs | changes))
         with torch.no_grad(), forward_context(get_forward_context(), forward_batch=batch):
             return self._model_runner.model.forward(batch.input_ids, batch.positions, batch)
+
+
+def _repeats(recording: Recording, result: torch.Tensor) -> bool:
+    """Whether a recording makes its result again from memory that is spoilt."""
+    first = result.clone()
+    recording.spoil()
+    recording.replay()
+    return torch.equal(first, result)
 
 
 def _varies(forward_batch: "ForwardBatch", name: str) -> bool:
