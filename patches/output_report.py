@@ -44,7 +44,8 @@ class ReportingStreamer(SchedulerOutputStreamer):
 
         Returns:
             The lists under ``REPORT_KEY``, in the order of ``reqs``; nothing if none has
-            finished, so that no list of nothing is pickled and sent with every token.
+            finished, so that no list of nothing is pickled and sent with every token. Upstream
+            takes an empty list and none at all alike.
         """
         if not any(req.finished() for req in reqs):
             return {}

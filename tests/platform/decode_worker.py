@@ -46,10 +46,10 @@ def model_runner():
     return runner
 
 
-def prompts(count, rng):
+def prompts(count, rng, least=1):
     requests = []
     for number in range(count):
-        ids = array("q", [rng.randrange(5, 4000) for _ in range(rng.randrange(1, 80))])
+        ids = array("q", [rng.randrange(5, 4000) for _ in range(rng.randrange(least, 80))])
         request = Req(str(number), "", ids, SamplingParams(temperature=0, max_new_tokens=9))
         request.full_untruncated_fill_ids = request.origin_input_ids
         request.logprob_start_len = -1

@@ -24,6 +24,10 @@ from econoserve.platform import recorded
 
 PASSES = ((3, 0), (1, 0), (2, 5), (4, 3), (1, 6), (7, 1), (1, 0), (12, 0), (0, 12), (1, 11), (6, 6))
 """Requests with the end of their prompt, beside requests with a single token (decodes)."""
+SAME_SIZE = ([1] * 11 + [5], [13], [2, 3, 1, 4, 4], [15], [1] * 14)
+"""Tokens of each request in passes that share a recording: with more and fewer tokens and requests
+than the one before."""
+NO_ROOM = ([40, 30, 20], [40, 29, 20], [7])
 
 
 def main():
@@ -33,23 +37,33 @@ def main():
     rng = random.Random(3)
     rows = []
 
-    def run(case, passes=((2, 3),), changed=lambda batch: batch):
-        for chunks, decodes in passes:
-            counts = [rng.randrange(2, 40) for _ in range(chunks)] + [1] * decodes
-            rng.shuffle(counts)
-            wrapper.clear()
-            batch = changed(ends(extended(wrapper, runner, len(counts), rng), counts))
-            rows.append({"case": case, **compare(runner, batch)})
+    def run(case, counts, changed=lambda batch: batch):
+        wrapper.clear()
+        batch = changed(ends(extended(wrapper, runner, len(counts), rng), counts))
+        rows.append({"case": case, **compare(runner, batch)})
 
-    run("usual", PASSES)
-    run("hidden", changed=lambda one: replace(one, capture_hidden_mode=CaptureHiddenMode.LAST))
+    def drawn(chunks, decodes):
+        counts = [rng.randrange(2, 40) for _ in range(chunks)] + [1] * decodes
+        return rng.sample(counts, len(counts))
+
+    for chunks, decodes in PASSES:
+        run("usual", drawn(chunks, decodes))
+    for counts in SAME_SIZE:
+        run("same size", counts)
+    run(
+        "hidden",
+        drawn(2, 3),
+        lambda one: replace(one, capture_hidden_mode=CaptureHiddenMode.LAST),
+    )
+    graphs = runner.prefill_cuda_graph_runner
+    graphs._recorded.clear()
     recorded.MEMORY_BYTES = 0
-    run("no memory", ((12, 0), (12, 0)))
+    for counts in NO_ROOM:
+        run("no room", counts)
     recorded.MEMORY_BYTES = 1 << 30
-    runner.prefill_cuda_graph_runner._recorded.clear()
-    runner.prefill_cuda_graph_runner._too_large.clear()
+    graphs._least_refused = float("inf")
     runner.model.forward = with_a_step_behind(runner.model.forward)
-    run("not recordable")
+    run("not recordable", drawn(2, 3))
     Path(sys.argv[1]).write_text(json.dumps(rows))
 
 
@@ -63,7 +77,7 @@ def extended(wrapper, runner, count, rng) -> ForwardBatch:
     passes = []
     forward = runner.forward
     runner.forward = lambda batch: (passes.append(replace(batch)), forward(batch))[1]
-    wrapper.extend(prompts(count, rng))
+    wrapper.extend(prompts(count, rng, 45))
     del runner.forward
     return passes[0]
 
@@ -123,6 +137,7 @@ def compare(runner, batch: ForwardBatch):
         "recorded": was_recorded,
         "new": sorted(set(graphs._recorded) - known),
         "enabled": enabled,
+        "refused": str(graphs._least_refused),
         "eager_recorded": eager_recorded,
         "requests": [len(first), batch.batch_size],
         "finite": bool(first.isfinite().all()),

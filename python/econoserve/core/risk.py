@@ -92,11 +92,13 @@ class RiskLedger(FutureLedger):
     def occupancy(self, bounds: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """What the decoding claims will hold, on the grid that the last trial found or drew.
 
+        There must have been a trial.
+
         Args:
             bounds: 1, or 2 to learn also by how much they will grow (see ``limits_tokens``).
 
         Returns:
-            Grid points from now on (steps), and an array (bounds, 2, points): mean (tokens) and
+            Grid points not yet past (steps), and an array (bounds, 2, points): mean (tokens) and
             variance (tokens squared) of either at each.
         """
         grid, rows = self.ahead() + self.step, self._top_row
@@ -178,7 +180,8 @@ class RiskLedger(FutureLedger):
 class RiskTrial:
     """See ``Trial``; the mean and the variance of the occupancy on a grid of future steps.
 
-    They are worked out when they are first asked for: most plans admit nobody and ask nothing.
+    They are worked out when they are first asked for: most plans admit nobody and ask nothing. The
+    ledger must not change between the trial and its last answer.
 
     Args:
         ledger: the claims.

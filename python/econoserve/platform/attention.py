@@ -16,6 +16,7 @@ from sglang.srt.layers.attention.attention_registry import register_attention_ba
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc, MHATokenToKVPool
+from sglang.srt.model_executor.runner import EagerRunner
 from sglang.srt.runtime_context import get_parallel
 
 from econoserve.platform import operators
@@ -90,7 +91,8 @@ class CpuAttentionBackend(TorchNativeAttnBackend):
         if runner.decode_cuda_graph_runner is None and runner.attn_backend is self:
             # Upstream builds graph runners on a CPU only with --enable-torch-compile.
             runner.decode_cuda_graph_runner = DecodeRecordings(runner, self)
-            runner.prefill_cuda_graph_runner = PromptRecordings(runner, self)
+            if isinstance(runner.prefill_cuda_graph_runner, EagerRunner | None):
+                runner.prefill_cuda_graph_runner = PromptRecordings(runner, self)
         if self._started:
             return
         self._started = True

@@ -57,7 +57,7 @@ class DecodeRecordings(RecordedPasses):
         return (
             self._is_plain(forward_batch)
             and forward_batch.batch_size <= MOST_REQUESTS
-            and round_up(forward_batch.batch_size) not in self._too_large
+            and self._has_room(round_up(forward_batch.batch_size))
         )
 
     def execute(
@@ -86,7 +86,8 @@ class DecodeRecordings(RecordedPasses):
             self._backend.use(batch)
             recorded = self._record(
                 size,
-                (inputs, batch),
+                inputs,
+                batch,
                 lambda: _only_logits(self._forward(forward_batch, inputs, batch_size=size)),
                 size,
             )
@@ -99,6 +100,8 @@ def _only_logits(output: object) -> torch.Tensor:
     if not isinstance(output, LogitsProcessorOutput):
         raise NotRecordable(f"the model returns {type(output).__name__}")
     logits = output.next_token_logits
+    if not isinstance(logits, torch.Tensor):
+        raise NotRecordable(f"the model's logits are {type(logits).__name__}")
     others = [
         name
         for name, value in vars(output).items()

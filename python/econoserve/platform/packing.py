@@ -1,7 +1,7 @@
 """Weights in oneDNN's own layout, beside the plain ones.
 
 torch gives oneDNN a plain bfloat16 weight, which it brings into blocks anew at each multiplication.
-A packed copy saves that. Results are the same bit for bit, as far as tests have seen.
+A packed copy saves that.
 
 The plain weight stays where SGLang expects it: lookups, updates and checks use it. A copy follows
 an update when SGLang calls ``process_weights_after_loading``, which it does after loading from disk

@@ -7,7 +7,7 @@ of prompts, chunks and decodes with as many tokens.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from sglang.srt.layers.logits_processor import LogitsProcessor, LogitsProcessorOutput
@@ -46,7 +46,7 @@ class PromptRecordings(RecordedPasses):
         processors = [m for m in model_runner.model.modules() if isinstance(m, LogitsProcessor)]
         self._enabled = self._enabled and model_runner.is_generation and len(processors) == 1
         self._processor = processors[0] if processors else None
-        self._lm_head: Any = None
+        self._lm_head: torch.nn.Module | None = None
 
     def can_run_graph(self, forward_batch: "ForwardBatch") -> bool:
         """Whether this pass is or may become a recorded one.
@@ -61,7 +61,7 @@ class PromptRecordings(RecordedPasses):
             self._is_plain(forward_batch)
             and forward_batch.forward_mode in (ForwardMode.EXTEND, ForwardMode.MIXED)
             and len(forward_batch.input_ids) <= MOST_TOKENS
-            and round_up(len(forward_batch.input_ids)) not in self._too_large
+            and self._has_room(round_up(len(forward_batch.input_ids)))
             and forward_batch.replace_embeds is None
             and forward_batch.multi_item_delimiter_indices is None
             and not forward_batch.contains_mm_inputs()
@@ -98,7 +98,7 @@ class PromptRecordings(RecordedPasses):
             room.take(batch)
             self._backend.use(room)
             recorded = self._record(
-                size, (inputs, room), lambda: self._hidden_states(forward_batch, inputs), count
+                size, inputs, room, lambda: self._hidden_states(forward_batch, inputs), count
             )
             if recorded is None:
                 return self._model_runner.eager_runner.execute(forward_batch)
@@ -113,31 +113,44 @@ class PromptRecordings(RecordedPasses):
         """What the model gives its logits processor."""
         with _intercepted(self._processor) as calls:
             output = self._forward(forward_batch, inputs)
-        if len(calls) != 1 or output is not calls[0][1]:
+        if len(calls) != 1 or output is not calls[0].output or _has_fields(output):
             raise NotRecordable("the logits processor is not the model's last step")
-        (_, hidden_states, lm_head, *others), _ = calls[0]
-        if any(isinstance(one, torch.Tensor | list) for one in others[1:]):
+        call = calls[0]
+        if not isinstance(call.hidden_states, torch.Tensor) or call.takes_more:
             raise NotRecordable("the logits processor takes more than hidden states")
-        self._lm_head = lm_head
-        return hidden_states
+        self._lm_head = call.lm_head
+        return call.hidden_states
+
+
+def _has_fields(output: LogitsProcessorOutput) -> bool:
+    return any(value is not None for value in vars(output).values())
+
+
+class _Call(NamedTuple):
+    """Of a logits processor: what it was given, and what it returned."""
+
+    hidden_states: object
+    lm_head: torch.nn.Module
+    takes_more: bool
+    output: LogitsProcessorOutput
 
 
 @contextmanager
-def _intercepted(processor: LogitsProcessor) -> Iterator[list[tuple[tuple, object]]]:
-    """Let a logits processor do nothing but note its arguments and what it returned instead."""
-    calls: list[tuple[tuple, object]] = []
+def _intercepted(processor: LogitsProcessor) -> Iterator[list[_Call]]:
+    """Let a logits processor do nothing but note its arguments."""
+    calls: list[_Call] = []
 
     def note(
         input_ids: torch.Tensor,
-        hidden_states: torch.Tensor,
+        hidden_states: object,
         lm_head: torch.nn.Module,
         logits_metadata: object,
         aux_hidden_states: object = None,
-        hidden_states_before_norm: torch.Tensor | None = None,
+        hidden_states_before_norm: object = None,
     ) -> LogitsProcessorOutput:
+        takes_more = aux_hidden_states is not None or hidden_states_before_norm is not None
         output = LogitsProcessorOutput(next_token_logits=None)
-        more = (logits_metadata, aux_hidden_states, hidden_states_before_norm)
-        calls.append(((input_ids, hidden_states, lm_head, *more), output))
+        calls.append(_Call(hidden_states, lm_head, takes_more, output))
         return output
 
     processor.forward = note

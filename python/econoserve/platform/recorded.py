@@ -7,6 +7,7 @@ before.
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from enum import Enum
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from sglang.srt.model_executor.forward_batch_info import CaptureHiddenMode
 from sglang.srt.model_executor.forward_context import forward_context, get_forward_context
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.runtime_context import get_observability, get_parallel
 
 from econoserve.platform.kernels.batch import Batch
-from econoserve.platform.recording import Recording
+from econoserve.platform.recording import Recording, TooLarge
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.forward_batch_info import ForwardBatch
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 MEMORY_BYTES = 256 << 20
 """Memory for all recordings of one kind together; what does not fit runs as before."""
+LARGEST_SHARE = 1 / 8
+"""Of this, the most for one recording: small sizes, which gain most, must find room."""
 
 NOWHERE = 0
 """Where what fills a pass up to a recorded size reads and writes: SGLang keeps slot 0 of the KV
@@ -69,16 +72,19 @@ class RecordedPasses:
         self._model_runner = model_runner
         self._backend = backend
         self._recorded: dict[int, Recorded] = {}
-        self._too_large: set[int] = set()
+        self._least_refused = math.inf
         self._memory_bytes = 0
         self._checked: set[int] = set()
-        parallel = get_parallel()
+        parallel, observability = get_parallel(), get_observability()
         self._enabled = (
             parallel.tp_size == parallel.pp_size == parallel.num_dp_ranks == 1
             and model_runner.spec_algorithm.is_none()
             and not model_runner.is_draft_worker
             and not model_runner.model_config.is_encoder_decoder
             and not hasattr(model_runner.model, "prepare_forward_batch")
+            # These look into the modules of a pass, which a repetition does not run.
+            and not observability.debug_tensor_dump_output_folder
+            and not observability.forward_hooks
         )
 
     def _is_plain(self, forward_batch: "ForwardBatch") -> bool:
@@ -93,10 +99,15 @@ class RecordedPasses:
             and not any(forward_batch.lora_ids or ())
         )
 
+    def _has_room(self, size: int) -> bool:
+        """Whether no recording as small has been too large yet."""
+        return size < self._least_refused
+
     def _record(
         self,
         size: int,
-        pass_: tuple[dict[str, torch.Tensor], Batch],
+        inputs: dict[str, torch.Tensor],
+        batch: Batch,
         compute: Callable[[], torch.Tensor],
         used: int,
     ) -> Recorded | None:
@@ -104,17 +115,22 @@ class RecordedPasses:
 
         Args:
             size: of the pass.
-            pass_: its inputs and what it attends to.
+            inputs: its inputs.
+            batch: what it attends to.
             compute: computes it.
             used: rows of the result that are not padding.
 
         Returns:
             The recorded pass, or None if the eager runner has to compute this one again.
         """
-        recording = Recording()
+        room = min(MEMORY_BYTES - self._memory_bytes, int(MEMORY_BYTES * LARGEST_SHARE))
+        recording = Recording(room)
         try:
             with recording.record():
                 result = compute()
+        except TooLarge:
+            self._least_refused = min(size, self._least_refused)
+            return None
         except Exception as problem:
             # The model wants more than tokens, or does not do the same each time.
             self._give_up(repr(problem))
@@ -125,17 +141,15 @@ class RecordedPasses:
         self._checked.add(size.bit_length())
         model = self._model_runner.model
         weights = (*(p.data for p in model.parameters()), *model.buffers())
-        if self._memory_bytes + recording.memory_bytes > MEMORY_BYTES:
-            self._too_large.add(size)
-        recorded = Recorded(*pass_, weights, recording, result)
-        if size not in self._too_large:
-            self._memory_bytes += recording.memory_bytes
-            self._recorded[size] = recorded
+        recorded = Recorded(inputs, batch, weights, recording, result)
+        self._memory_bytes += recording.memory_bytes
+        self._recorded[size] = recorded
         return recorded
 
     def _give_up(self, reason: str) -> None:
         logger.warning("%s are not recorded: %s", self.KIND, reason)
         self._enabled = False
+        self._recorded.clear()
 
     def _forward(
         self,
@@ -151,7 +165,7 @@ class RecordedPasses:
         per_batch = {
             field.name: None
             for field in fields(forward_batch)
-            if _varies(forward_batch, field.name)
+            if not isinstance(getattr(forward_batch, field.name), bool | Enum)
         }
         batch = replace(forward_batch, **(per_batch | inputs | changes))
         with torch.no_grad(), forward_context(get_forward_context(), forward_batch=batch):
@@ -166,12 +180,9 @@ def _repeats(recording: Recording, result: torch.Tensor) -> bool:
     return torch.equal(first, result)
 
 
-def _varies(forward_batch: "ForwardBatch", name: str) -> bool:
-    value = getattr(forward_batch, name)
-    return isinstance(value, torch.Tensor | list | int) and not isinstance(value, bool | Enum)
-
-
-def fill(inputs: dict[str, torch.Tensor], forward_batch: "ForwardBatch", fillers: dict) -> None:
+def fill(
+    inputs: dict[str, torch.Tensor], forward_batch: "ForwardBatch", fillers: dict[str, int]
+) -> None:
     """Put what a pass computes into the inputs of a recorded one.
 
     Args:

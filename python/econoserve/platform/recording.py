@@ -33,14 +33,22 @@ class NotRecordable(Exception):
     """The computation depends on the contents of its inputs; the message says where."""
 
 
+class TooLarge(NotRecordable):
+    """The computation needs more memory than its recording may keep."""
+
+
 class Recording:
     """A sequence of operators and kernels on fixed memory.
+
+    Args:
+        most_bytes: memory that it may keep.
 
     Attributes:
         memory_bytes: memory that it keeps.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: float = math.inf) -> None:
+        self._most_bytes = most_bytes
         self._steps: list[Callable[[], object]] = []
         self._kept: list[object] = []
         self._owned: dict[int, torch.Tensor] = {}
@@ -53,6 +61,7 @@ class Recording:
 
         Raises:
             NotRecordable: before or at the end of the block, if it cannot be repeated.
+            TooLarge: within it, as soon as it needs too much memory.
         """
         if torch.is_inference_mode_enabled():
             raise NotRecordable("in inference mode copies cannot be told from views")
@@ -108,6 +117,8 @@ class Recording:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in self._owned:
                 self.memory_bytes += storage.nbytes()
+                if self.memory_bytes > self._most_bytes:
+                    raise TooLarge(f"it needs more than {self._most_bytes} bytes")
                 self._owned[storage.data_ptr()] = tensor
 
 
