@@ -15,6 +15,7 @@ from econoserve.core.types import Outcome
 from econoserve.sim.records import KvcUse, RequestRecord, summarise
 
 SIMULATED_ONLY = (
+    "cached_tokens",
     "preemptions",
     "recomputed_tokens",
     "kvc_utilisation",

@@ -21,6 +21,7 @@ from benchmark.serving.records import Cell, Store
 from benchmark.serving.systems import (
     KVC_TOKENS,
     METRICS,
+    cached_tokens,
     common_body,
     family,
     preemptions,
@@ -327,6 +328,7 @@ class Session:
             "classes": by_class(requests, outcomes),
             "preemptions": preemptions(cell.system, counters),
             "recomputed_tokens": recomputed_tokens(cell.system, counters),
+            "cached_tokens": cached_tokens(cell.system, counters),
             "kvc_use_mean": round(sum(gauge) / len(gauge), 4) if gauge else None,
             "kvc_use_max": round(max(gauge), 4) if gauge else None,
             "cpu_s": round(found["cpu_s"], 2),

@@ -37,6 +37,7 @@ COLUMNS: dict[str, tuple[str, float, int]] = {
     "p99_tpot_s": ("p99", 1e3, 2),
     "preemptions": ("preempted", 1, 0),
     "recomputed_tokens": ("recomputed", 1, 0),
+    "cached_tokens": ("cached", 1, 0),
     "kvc_use_mean": ("KVC use", 1, 2),
     "cpu_ms_per_token": ("CPU ms/token", 1, 3),
 }
@@ -57,6 +58,7 @@ WORDS = {
         "up or move it to host memory"
     ),
     "recomputed": "prompt and output tokens computed again; - where a system does not say",
+    "cached": "prompt tokens found in the prefix cache; vLLM finds whole blocks of 32",
     "KVC use": "mean of the server's own gauge, once a second; vLLM counts whole blocks",
     "CPU": "of all processes of the server, without the load generator",
 }

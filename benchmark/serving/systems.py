@@ -43,6 +43,7 @@ class Metrics:
     Attributes:
         kvc_use: gauge, share of the KVC in use.
         preemptions: counters that are added up.
+        cached_tokens: prompt tokens found in the prefix cache.
         computed_tokens: prompt tokens computed, those computed again included; empty if it does
             not say.
         first_tokens: prompt tokens computed for the first time; likewise.
@@ -50,15 +51,17 @@ class Metrics:
 
     kvc_use: str
     preemptions: tuple[str, ...]
+    cached_tokens: str
     computed_tokens: tuple[str, ...] = ()
     first_tokens: tuple[str, ...] = ()
 
 
 COMPUTED = ("sglang:realtime_tokens_total[prefill_compute]",)
+CACHED = "sglang:cached_tokens_total"
 FIRST = ("sglang:prefill_effective_tokens_total[input]",)
 METRICS = {
     SGLANG: Metrics(
-        "sglang:token_usage", ("sglang:num_retracted_requests_total",), COMPUTED, FIRST
+        "sglang:token_usage", ("sglang:num_retracted_requests_total",), CACHED, COMPUTED, FIRST
     ),
     ECONOSERVE: Metrics(
         "sglang:token_usage",
@@ -67,10 +70,15 @@ METRICS = {
             "econoserve:preemptions_total[offload]",
             "econoserve:allocation_failures_total",
         ),
+        CACHED,
         COMPUTED,
         FIRST,
     ),
-    VLLM: Metrics("vllm:kv_cache_usage_perc", ("vllm:num_preemptions_total",)),
+    VLLM: Metrics(
+        "vllm:kv_cache_usage_perc",
+        ("vllm:num_preemptions_total",),
+        "vllm:prefix_cache_hits_total",
+    ),
 }
 
 
@@ -195,6 +203,19 @@ def preemptions(name: str, counters: Mapping[str, float]) -> float:
         The sum of the system's counters of it.
     """
     return sum(counters.get(one, 0.0) for one in METRICS[family(name)].preemptions)
+
+
+def cached_tokens(name: str, counters: Mapping[str, float]) -> float:
+    """Prompt tokens that were found in the prefix cache.
+
+    Args:
+        name: the system.
+        counters: by how much each rose; those that did not are missing.
+
+    Returns:
+        The rise of the system's counter of it.
+    """
+    return counters.get(METRICS[family(name)].cached_tokens, 0.0)
 
 
 def recomputed_tokens(name: str, counters: Mapping[str, float]) -> float | None:

@@ -32,6 +32,7 @@ from benchmark.serving.records import (  # noqa: E402
 from benchmark.serving.report import as_html, as_markdown, as_plot  # noqa: E402
 from benchmark.serving.systems import (  # noqa: E402
     NAMES,
+    cached_tokens,
     preemptions,
     recomputed_tokens,
 )
@@ -62,6 +63,7 @@ def record(cell, ssr, jct_s=1.0, rate=None):
         "mean_jct_s": jct_s,
         "preemptions": 3,
         "recomputed_tokens": None,
+        "cached_tokens": 12,
         "kvc_use_mean": 0.5,
         "cpu_ms_per_token": 0.7,
         "busy_before": 0.01,
@@ -172,6 +174,9 @@ def test_recomputed_tokens_are_those_beyond_the_first_time():
     assert recomputed_tokens("econoserve:vllm", counters) == 40.0
     assert recomputed_tokens("vllm", counters) is None
     assert preemptions("econoserve", counters) == 3.0
+    assert cached_tokens("econoserve:vllm", {"sglang:cached_tokens_total": 7.0}) == 7.0
+    assert cached_tokens("vllm", {"vllm:prefix_cache_hits_total": 32.0}) == 32.0
+    assert cached_tokens("sglang", counters) == 0.0
     assert preemptions("sglang", counters) == 0.0
 
 
