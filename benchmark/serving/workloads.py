@@ -230,7 +230,7 @@ def source(workload: Workload) -> str:
         In words.
     """
     if workload.has_shared_prefixes and MOONCAKE.is_file():
-        return "lengths and blocks of the trace, in its order"
+        return "conversations drawn from the trace, with its lengths and blocks, in its order"
     drawn = "lengths drawn from published quantiles"
     return f"{drawn}, synthetic shared prefixes" if workload.has_shared_prefixes else drawn
 
@@ -275,13 +275,17 @@ def _with_documents(
 def _from_trace(
     path: Path, one: ServiceClass, count: int, seed: int, vocabulary: Vocabulary
 ) -> Iterator[tuple[tuple[int, ...], int]]:
-    """Consecutive requests of a trace, begun where the seed says; blocks become random tokens."""
+    """Some conversations of a trace, in its order; blocks become random tokens.
+
+    Whole conversations, because a stretch of the trace as short as a run has hardly two requests of
+    the same one.
+    """
     rows = _trace_rows(path)
     rng = np.random.default_rng((seed, _TOKENS))
-    begin = int(rng.integers(max(len(rows) - count, 0) + 1))
     block_tokens = max(round(BLOCK_TOKENS * one.prompt_scale), 1)
-    for number in range(begin, begin + count):
-        prompt, output, blocks = rows[number % len(rows)]
+    picked = _conversations(rows, count, rng)
+    for number in range(count):
+        prompt, output, blocks = rows[picked[number % len(picked)]]
         prompt = _scaled(prompt, one.prompt_scale, LONGEST_PROMPT_TOKENS)
         ids: list[int] = []
         for block in blocks[: -(-prompt // block_tokens)]:
@@ -289,6 +293,23 @@ def _from_trace(
             ids.extend(_draw(block_rng, block_tokens, vocabulary))
         ids.extend(_draw(rng, max(prompt - len(ids), 0), vocabulary))
         yield tuple(ids[:prompt]), _scaled(output, one.output_scale, LONGEST_OUTPUT_TOKENS)
+
+
+def _conversations(
+    rows: Sequence[tuple[int, int, list[int]]], count: int, rng: np.random.Generator
+) -> list[int]:
+    """Indices of the rows of so many conversations that there are ``count``, or all, in order."""
+    conversations: dict[tuple[int, ...], list[int]] = {}
+    for index, (_, _, blocks) in enumerate(rows):
+        # All requests of the trace begin with one block, which is no conversation yet.
+        conversations.setdefault(tuple(blocks[:2]), []).append(index)
+    found: list[int] = []
+    every = list(conversations.values())
+    for pick in rng.permutation(len(every)).tolist():
+        if len(found) >= count:
+            break
+        found += every[pick]
+    return sorted(found)[:count]
 
 
 @functools.cache

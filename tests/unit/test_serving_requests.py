@@ -1,5 +1,6 @@
 """The servers' comparison without a server: what is sent, and how servers are started."""
 
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -98,6 +99,31 @@ def test_workloads_with_long_objectives_arrive_for_longer():
         assert settings.count(workload, 4.0) == 60 * workload.span
         longest_s = max(one.slo.e2e_s or 0.0 for one in workload.classes)
         assert longest_s <= workload.span * settings.arrivals_s / 3
+
+
+def test_conversations_are_whole_and_keep_the_traces_order(tmp_path):
+    # Six turns of each of 50 conversations, one turn of all after the other.
+    turns = [
+        {"input_length": 512 * (2 + turn), "output_length": 10 + 2 * number}
+        | {"hash_ids": [0, *range(100 * number + 1, 100 * number + 2 + turn)]}
+        for turn in range(6)
+        for number in range(50)
+    ]
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("".join(json.dumps(row) + "\n" for row in turns))
+    requests = generate(WORKLOADS["mooncake"], 24, 5.0, 3, VOCABULARY, trace=trace)
+    conversations = {}
+    for request in requests:
+        conversations.setdefault(request.output_tokens, []).append(request.prompt_ids)
+    assert len(conversations) == 4
+    for turns_of_one in conversations.values():
+        assert [len(prompt) for prompt in turns_of_one] == [16 * (2 + turn) for turn in range(6)]
+        for earlier, later in itertools.pairwise(turns_of_one):
+            assert later[: len(earlier)] == earlier
+    others = generate(WORKLOADS["mooncake"], 24, 5.0, 4, VOCABULARY, trace=trace)
+    assert {one.output_tokens for one in others} != set(conversations)
+    # A trace that is too short begins again.
+    assert len(generate(WORKLOADS["mooncake"], 310, 5.0, 3, VOCABULARY, trace=trace)) == 310
 
 
 def test_shared_prefixes_are_shared_with_and_without_a_trace(tmp_path):
