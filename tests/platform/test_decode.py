@@ -1,31 +1,15 @@
 """Recorded decode iterations yield the logits of those computed by SGLang's Python."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from model_worker import rows_of
 
-WORKER = Path(__file__).with_name("decode_worker.py")
 MOST_REQUESTS = 64
 
 
 @pytest.fixture(scope="module")
 def iterations(tmp_path_factory):
     """What the worker saw, a row per decode iteration."""
-    output = tmp_path_factory.mktemp("decode") / "result.json"
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(output), str(MOST_REQUESTS)],
-        env={**os.environ, "ECONOSERVE_CPU_OPS": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return json.loads(output.read_text())
+    return rows_of("decode_worker.py", tmp_path_factory.mktemp("decode"), MOST_REQUESTS)
 
 
 def test_small_batches_are_recorded_once_per_size(iterations):

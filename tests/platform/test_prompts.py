@@ -1,33 +1,17 @@
 """Recorded passes with prompts yield the logits of those computed by SGLang's Python."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from model_worker import rows_of
 
 from econoserve.platform.operators import round_up
 
-WORKER = Path(__file__).with_name("prompt_worker.py")
 MOST_TOKENS = 150
 
 
 @pytest.fixture(scope="module")
 def passes(tmp_path_factory):
     """What the worker saw, a row per pass."""
-    output = tmp_path_factory.mktemp("prompts") / "result.json"
-    done = subprocess.run(
-        [sys.executable, str(WORKER), str(output), str(MOST_TOKENS)],
-        env={**os.environ, "ECONOSERVE_CPU_OPS": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    return json.loads(output.read_text())
+    return rows_of("prompt_worker.py", tmp_path_factory.mktemp("prompts"), MOST_TOKENS)
 
 
 def test_small_passes_are_recorded_once_per_number_of_tokens(passes):
